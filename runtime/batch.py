@@ -36,7 +36,7 @@ class RowSampling(msgspec.Struct, frozen=True):
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     min_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
-    """Banned until `min_tokens` tokens are out."""
+    """The ids that end this row; banned until `min_tokens` tokens are out."""
     logprobs: int | None = None
     """None: none. k: the sampled token's and the k likeliest."""
     logprob_token_ids: tuple[int, ...] = ()
@@ -45,11 +45,13 @@ class RowSampling(msgspec.Struct, frozen=True):
 
 class Seat(msgspec.Struct, frozen=True):
     """A new occupant of a slot. `tokens` are all that is known (prompt, and what was generated before a preemption);
-    positions [0, start) are already in `pages` and will not be computed again."""
+    positions [0, start) are already in `pages` and will not be computed again. The row never grows past `limit`
+    tokens, prompt included."""
 
     slot: int
     tokens: tuple[int, ...]
     prompt_len: int
+    limit: int
     start: int
     pages: tuple[int, ...]
     sampling: RowSampling
@@ -103,12 +105,14 @@ class RowOutcome(msgspec.Struct, frozen=True):
 
 class Capacity(msgspec.Struct, frozen=True):
     """What a step can hold: fixed when it opens. Page 0 is the step's own (padding writes there); the scheduler hands
-    out pages [1, num_pages). `depth` is how many launches may be in flight before the oldest must be collected."""
+    out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
+    gives at most `tokens_per_launch` tokens a launch."""
 
     num_pages: int
     page_size: int
     max_rows: int
     depth: int = 0
+    tokens_per_launch: int = 1
 
 
 class Ticket(Protocol):

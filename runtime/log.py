@@ -1,0 +1,106 @@
+"""One response's record: append-only, addressed by sequence number, read through cursors. The only buffer there is.
+
+The engine's loop is the only thread that touches a log. A reader is a cursor: resuming is a cursor set back, a second
+reader is a second cursor, and a slow reader is a cursor that lags and gets the deltas it missed merged into one. A
+log's length is bounded by what was admitted (max_tokens and log-probabilities), so nothing is ever cut from it and no
+reader slows the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+
+from .events import Event
+
+
+class Log:
+    """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self.is_sealed = False
+        self.num_discarded = 0
+        self.num_bytes = 0
+
+    @property
+    def last_seq(self) -> int:
+        return len(self._events)
+
+    @property
+    def last(self) -> Event:
+        return self._events[-1]
+
+    def append(self, event: Event) -> bool:
+        """Add the event with `seq == last_seq + 1`. False if the log is sealed."""
+        if self.is_sealed:
+            self.num_discarded += 1
+            return False
+        assert event.seq == self.last_seq + 1
+        self._events.append(event)
+        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
+        self.is_sealed = event.kind == "done"
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+        return True
+
+    def read(self, after: int) -> list[Event]:
+        """The events with seq > `after` that are there now."""
+        return self._events[after:]
+
+    async def follow(self, after: int = 0) -> AsyncIterator[Event]:
+        """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
+        was away while several came."""
+        while True:
+            news = self.read(after)
+            if not news:
+                if self.is_sealed:
+                    return
+                await self._news()
+                continue
+            after = news[-1].seq
+            for event in merged(news):
+                yield event
+
+    async def _news(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+def merged(events: Iterable[Event]) -> list[Event]:
+    """The same story in fewer events: a run of deltas becomes one delta per choice, with the run's highest seqs."""
+    result: list[Event] = []
+    run: dict[int, list[Event]] = {}
+    for event in events:
+        if event.kind == "delta":
+            run.setdefault(event.index, []).append(event)
+        else:
+            result += _flattened(run)
+            run.clear()
+            result.append(event)
+    return result + _flattened(run)
+
+
+def _flattened(run: dict[int, list[Event]]) -> list[Event]:
+    return sorted((_joined(deltas) for deltas in run.values()), key=lambda event: event.seq)
+
+
+def _joined(deltas: list[Event]) -> Event:
+    if len(deltas) == 1:
+        return deltas[0]
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return msgspec.structs.replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprobs) if deltas[-1].logprobs is not None else None,
+    )

@@ -1,0 +1,100 @@
+"""What crosses between the loop and the worker: frozen structs, and nothing else.
+
+Loop to worker, through the inbox: `Generate`, `Cancel`, `Stop`. Worker to loop, one object a step: `Report`; and
+`Opened` once before the first, `Stopped` once after the last.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .batch import Capacity, RowSampling, TokenLogprobs
+from .events import FinishReason
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True):
+    """A request after the edge: token ids, everything resolved. `arrival` and `deadline` are of the engine's clock."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: RowSampling
+    """Of choice 0; the others differ in `choice` alone."""
+    n: int = 1
+    max_tokens: int
+    priority: int = 0
+    """Lower goes first."""
+    user: str = ""
+    arrival: float = 0.0
+    deadline: float | None = None
+    salt: bytes = b""
+    use_prefix_cache: bool = True
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """End a request, or one choice of it, without a word: the loop has sealed it already."""
+
+    id: str
+    choice: int | None = None
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Leave the loop and close the step."""
+
+
+Command = Generate | Cancel | Stop
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """News of one choice. `finish_reason` is set once, with the last."""
+
+    id: str
+    choice: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    cached_tokens: int | None = None
+    """Set with a choice's first output: how much of its prompt the prefix cache held."""
+    finish_reason: FinishReason | None = None
+    matched: int | None = None
+    """The end id that was sampled."""
+    error: str | None = None
+
+
+class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the engine opened, and how full it is now."""
+
+    running: int = 0
+    waiting: int = 0
+    free_rows: int = 0
+    """Rows to spare once all that was received is seated; negative while some wait."""
+    received_rows: int = 0
+    """Rows received so far, cumulatively: what is on its way is what was sent less this."""
+    pages_total: int = 0
+    pages_used: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    """Tokens looked up, and tokens found."""
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """The step is open."""
+
+    capacity: Capacity
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One step's news."""
+
+    outputs: list[Output]
+    stats: SchedulerStats
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The worker has ended; `error` is set unless it was told to. Nothing follows."""
+
+    error: BaseException | None = None
+
+
+News = Opened | Report | Stopped

@@ -1,0 +1,139 @@
+"""The one thread that computes: drain, plan, launch, collect, commit, post.
+
+Ownership. The step and the scheduler are created, used and dropped on this thread and are visible to no other. What
+comes in are commands through the inbox; what goes out are frozen news through `post`, which must be callable from
+this thread, must not block, and receives `Opened` once, then one `Report` a step, then `Stopped` exactly once,
+whatever happens. `heartbeat` is the one value that another thread reads: a float, written here alone.
+
+Failure. A step that raises loses the rows it was computing: they end with an error, the rest goes on. After
+`MAX_FAILURES` raises without a committed step between them the step is taken to be broken, and the worker ends.
+Anything else that raises ends the worker at once. In every case the last word is `Stopped`, with the cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from .batch import Capacity, Step, Ticket
+from .inbox import Inbox
+from .messages import Cancel, Generate, News, Opened, Output, Report, Stop, Stopped
+from .scheduler import Scheduler
+
+MAX_FAILURES = 3
+
+logger = logging.getLogger("jitney")
+
+Post = Callable[[News], None]
+
+
+class Worker:
+    """`start` it once; it ends after `Stop`, or on a fault."""
+
+    def __init__(
+        self,
+        open_step: Callable[[], Step],
+        make_scheduler: Callable[[Capacity], Scheduler],
+        inbox: Inbox,
+        post: Post,
+        clock: Callable[[], float],
+    ) -> None:
+        self._open_step = open_step
+        self._make_scheduler = make_scheduler
+        self._inbox = inbox
+        self._post = post
+        self._clock = clock
+        self._thread = threading.Thread(target=self.run, name="jitney-worker", daemon=True)
+        self.heartbeat = clock()
+        self.is_busy = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread's end; False if it is still running."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._serve()
+        except BaseException as raised:
+            logger.exception("the worker ended")
+            error = raised
+        self._post(Stopped(error))
+
+    def _serve(self) -> None:
+        step = self._open_step()
+        try:
+            loop = StepLoop(step, self._make_scheduler(step.capacity))
+            self._post(Opened(step.capacity))
+            while self._obey(loop):
+                outputs = loop.turn(self._clock())
+                self.heartbeat = self._clock()
+                if outputs is not None:
+                    self._post(Report(outputs, loop.scheduler.stats()))
+        finally:
+            step.close()
+
+    def _obey(self, loop: StepLoop) -> bool:
+        """Apply what the inbox holds, sleeping while there is nothing to do. False: stop."""
+        self.is_busy = not loop.is_idle
+        commands = self._inbox.drain(wait=loop.is_idle)
+        self.heartbeat = self._clock()
+        self.is_busy = True
+        for command in commands:
+            if isinstance(command, Stop):
+                return False
+            loop.obey(command)
+        return True
+
+
+class StepLoop:
+    """The worker's turn without its thread: what simulations drive with a clock of their own."""
+
+    def __init__(self, step: Step, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._step = step
+        self._tickets: deque[Ticket] = deque()
+        self._failures = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.scheduler.is_idle
+
+    def obey(self, command: Generate | Cancel) -> None:
+        if isinstance(command, Generate):
+            self.scheduler.add(command)
+        else:
+            self.scheduler.cancel(command.id, command.choice)
+
+    def turn(self, now: float) -> list[Output] | None:
+        """Plan and launch once if possible; collect the oldest launch if the run-ahead is used up or nothing was
+        launched. Returns None if there was nothing to do at all."""
+        outputs = self.scheduler.expire(now)
+        try:
+            launched = self._launch()
+            if self._tickets and (not launched or len(self._tickets) > self._step.capacity.depth):
+                outputs += self.scheduler.commit(self._step.collect(self._tickets.popleft()))
+                self._failures = 0
+            elif not launched and not outputs:
+                return None
+        except Exception as error:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES:
+                raise
+            logger.exception("a step failed; its rows end with an error")
+            self._tickets.clear()
+            outputs += self.scheduler.fail_all(f"the step failed: {type(error).__name__}: {error}")
+        return outputs
+
+    def _launch(self) -> bool:
+        batch = self.scheduler.plan()
+        if batch is None:
+            return False
+        self._tickets.append(self._step.launch(batch))
+        return True
