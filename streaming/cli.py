@@ -1,0 +1,56 @@
+"""The command line, where runtime, streaming and export meet. `jitney --help` and `--version` load no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..runtime.errors import JitneyError
+from .commands.bench import bench
+from .commands.chat import chat
+from .commands.generate import generate
+from .commands.serve import serve
+
+
+class Commands(TyperGroup):
+    """Ends a command that raised a `JitneyError` with one line on standard error and status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JitneyError as error:
+            typer.echo(f"jitney: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"jitney {version('jitney')}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """A streaming runtime for language models."""
+
+
+for command in (chat, serve, generate, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    sys.exit(app(prog_name="jitney"))

@@ -1,0 +1,145 @@
+"""`jitney chat`: a conversation in the terminal, or the answers to the lines of standard input.
+
+Only answers go to standard output. The event loop runs while an answer is streamed and rests while a question
+is typed, so that the terminal's line editing works and Ctrl-C has its own meaning at each of the two places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...runtime.errors import ContextLengthExceeded, GenerationFailed, JitneyError, RequestError
+from .opening import opened, stderr
+from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted
+
+if TYPE_CHECKING:
+    from ...runtime import DynamicEngine, SamplingParams
+
+HELP = "/new starts a new conversation, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
+
+
+def chat(
+    model: Model = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 to 2.  [default: the model's own; 0 where the input is piped]")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length limit of an answer.")] = None,
+    quantize: Quantize = None,
+    dtype: Dtype = "auto",
+    scripted: Scripted = None,
+) -> None:
+    """Talk to a model in the terminal. Piped, it answers each line of its input, greedily."""
+    from ...runtime import EngineConfig, SamplingParams
+
+    typed = sys.stdin.isatty()
+    if temperature is None and not typed:
+        temperature = 0.0
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
+    config = EngineConfig(quantize=quantize, dtype=dtype)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        try:
+            engine = runner.run(stack.enter_async_context(opened(model, scripted, config)))
+            conversation = Conversation(runner, engine, params, system)
+            if typed:
+                _in_terminal(conversation)
+            else:
+                _over_pipe(conversation)
+        finally:
+            runner.run(stack.aclose())
+
+
+class Conversation:
+    """The messages so far, and the one way to add to them."""
+
+    def __init__(
+        self, runner: asyncio.Runner, engine: DynamicEngine, params: SamplingParams, system: str | None
+    ) -> None:
+        self._runner = runner
+        self._engine = engine
+        self._params = params
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._messages: list[dict[str, Any]] = []
+
+    def clear(self) -> None:
+        self._messages = []
+
+    def ask(self, question: str) -> None:
+        """Stream the answer to standard output. Ctrl-C ends it there; what was said is kept.
+
+        Raises `JitneyError`, with the conversation as it was before the question.
+        """
+        before = list(self._messages)
+        self._messages.append({"role": "user", "content": question})
+        answer: list[str] = []
+        try:
+            with suppress(KeyboardInterrupt):
+                self._runner.run(self._stream(answer))
+        except JitneyError:
+            self._messages = before
+            raise
+        finally:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        self._messages.append({"role": "assistant", "content": "".join(answer)})
+
+    async def _stream(self, answer: list[str]) -> None:
+        while True:
+            try:
+                async for event in self._engine.stream(self._system + self._messages, self._params):
+                    answer.append(event.text)
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+                return
+            except ContextLengthExceeded:
+                if len(self._messages) < 3:
+                    raise
+                del self._messages[:2]
+                stderr().print(
+                    "The conversation is longer than the context: its oldest question is forgotten."
+                )
+
+
+def _over_pipe(conversation: Conversation) -> None:
+    for line in sys.stdin:
+        if line.strip():
+            conversation.ask(line.strip())
+
+
+def _in_terminal(conversation: Conversation) -> None:
+    stderr().print(HELP, style="dim")
+    for question in _questions():
+        if question == "/help":
+            stderr().print(HELP)
+        elif question == "/new":
+            conversation.clear()
+        elif question.startswith("/"):
+            stderr().print(f"{question.split()[0]} is not a command. {HELP}", markup=False)
+        else:
+            try:
+                conversation.ask(question)
+            except (RequestError, GenerationFailed) as error:
+                stderr().print(str(error), style="red", markup=False)
+
+
+def _questions() -> Iterator[str]:
+    """Typed lines that are not empty, until Ctrl-D or Ctrl-C."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  gives input() line editing and a history
+    while True:
+        if not sys.stdout.isatty():
+            stderr().print("> ", end="")
+        try:
+            line = input("> " if sys.stdout.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            stderr().print()
+            return
+        if line:
+            yield line

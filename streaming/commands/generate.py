@@ -1,0 +1,112 @@
+"""`jitney generate`: one request a line in, one result a line out, in order, with a bounded number in flight.
+
+A run that is broken off goes on where it stopped: every whole line of the output stands for one request of the input,
+and a torn last line is cut off and done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...runtime.errors import GenerationFailed, RequestError
+from .jsonl import Done, read_request, requests, take_up
+from .opening import opened, stderr
+from .options import DEFAULT_MODEL, Dtype, MaxRows, ModelOption, Quantize, Scripted
+
+if TYPE_CHECKING:
+    from ...runtime import DynamicEngine, EngineConfig
+
+
+def generate(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="A JSON object a line.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", dir_okay=False, help="A JSON object a line.")],
+    model: ModelOption = DEFAULT_MODEL,
+    quantize: Quantize = None,
+    dtype: Dtype = "auto",
+    max_rows: MaxRows = 32,
+    scripted: Scripted = None,
+) -> None:
+    """Answer every line of a JSONL file: {"prompt": ...} or {"messages": [...]}, and sampling fields.
+
+    Results are written in the order of the input; run it again to go on where a run was broken off. A line that
+    cannot be answered gives {"error": ...}, and status 1 at the end.
+    """
+    from ...runtime import EngineConfig
+
+    config = EngineConfig(quantize=quantize, dtype=dtype, max_rows=max_rows)
+    done = take_up(target)
+    num_lines = sum(1 for _ in requests(source))
+    if done.num_lines > num_lines:
+        raise RequestError(f"{target} has {done.num_lines} results, {source} only {num_lines} requests")
+    if done.num_lines < num_lines:
+        asyncio.run(_run(source, target, num_lines, done, model, scripted, config))
+    if done.num_errors:
+        stderr().print(f"{done.num_errors} of {num_lines} requests failed; their lines say why.")
+        raise typer.Exit(1)
+
+
+async def _run(
+    source: Path,
+    target: Path,
+    num_lines: int,
+    done: Done,
+    model: str,
+    scripted: Path | None,
+    config: EngineConfig,
+) -> None:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[errors]}"))
+    async with opened(model, scripted, config) as engine:
+        results = _results(engine, requests(source, skip=done.num_lines), num_in_flight=2 * config.max_rows)
+        console = stderr()
+        with (
+            target.open("ab") as out,
+            Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+        ):
+            task = bar.add_task("", total=num_lines, completed=done.num_lines, errors="")
+            async with aclosing(results):
+                async for result in results:
+                    out.write(msgspec.json.encode(result) + b"\n")
+                    out.flush()
+                    done.num_errors += "error" in result
+                    bar.update(task, advance=1, errors=f"{done.num_errors} failed" if done.num_errors else "")
+
+
+async def _results(
+    engine: DynamicEngine, lines: Iterable[bytes], num_in_flight: int
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Results in the order of the lines. A line is read when it can be sent off, so memory does not grow with them."""
+    pending: deque[asyncio.Task[dict[str, Any]]] = deque()
+    try:
+        for line in lines:
+            pending.append(asyncio.create_task(_result(engine, line)))
+            if len(pending) == num_in_flight:
+                yield await pending.popleft()
+        while pending:
+            yield await pending.popleft()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def _result(engine: DynamicEngine, line: bytes) -> dict[str, Any]:
+    own_id: dict[str, Any] = {}
+    try:
+        request = read_request(line)
+        if request.id is not None:
+            own_id = {"id": request.id}
+        [answer] = await engine.generate([request.prompt], request.params)
+    except (RequestError, GenerationFailed) as error:
+        return own_id | {"error": str(error)}
+    return own_id | answer

@@ -1,0 +1,37 @@
+"""Options that several commands share, and the readers of their values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_MODEL = "smollm2-135m"
+MODEL_HELP = "A known name, a Hugging Face directory or hub id, or a GGUF file."
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def num_bytes(text: str) -> int:
+    """`2GiB`, `500MB`, `1.5GiB` or a plain number, as bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE)
+    if match is None or match[2].upper() not in _UNITS:
+        raise typer.BadParameter(f"expected a size such as 2GiB, 500MB or 1048576, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help=MODEL_HELP, show_default=True),
+]
+ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
+Scripted = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Serve this TOML file's replies in place of a model."),
+]
+Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Quantise the weights while loading.")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="What the model computes in.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads on the CPU.  [default: chosen]")]
+MaxRows = Annotated[int, typer.Option(min=1, help="Sequences that decode together.")]

@@ -1,0 +1,74 @@
+"""What is installed is what lies on disk, under the version that the changelog names."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tomllib
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("runtime", "streaming", "export")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def files(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_every_folder_with_python_is_listed_as_a_package() -> None:
+    on_disk = {path.parent.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
+    settings = PROJECT["tool"]["setuptools"]
+    assert {"jitney." + ".".join(folder.parts) for folder in on_disk} == set(settings["packages"])
+    assert settings["package-dir"] == {
+        "jitney." + ".".join(folder.parts): folder.as_posix() for folder in on_disk
+    }
+
+
+def test_every_data_file_is_packaged() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    data = [path for name in FOLDERS for path in files(ROOT / name) if not path.endswith(".py")]
+    assert not [path for path in data if not any(fnmatch(Path(path).name, pattern) for pattern in patterns)]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_installed_files_are_those_of_the_checkout(name: str) -> None:
+    [installed] = importlib.import_module(f"jitney.{name}").__path__
+    assert files(Path(installed)) == files(ROOT / name), "run `make install` again"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_types_are_shipped(name: str) -> None:
+    assert (ROOT / name / "py.typed").is_file()
+
+
+def test_no_other_python_lies_at_the_root() -> None:
+    assert not list(ROOT.glob("*.py"))
+
+
+def test_the_version_is_the_one_the_changelog_opens_with() -> None:
+    [latest, *_] = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert PROJECT["project"]["version"] == latest == metadata.version("jitney")
+
+
+def test_the_console_script_starts_the_command_line() -> None:
+    [script] = metadata.entry_points(group="console_scripts", name="jitney")
+    assert script.value == "jitney.streaming.cli:main"
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_listed_names_can_be_imported(name: str) -> None:
+    package = importlib.import_module(f"jitney.{name}")
+    for public in getattr(package, "__all__", []):
+        assert getattr(package, public).__name__ == public
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package.no_such_name
