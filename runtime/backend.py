@@ -57,6 +57,10 @@ class Tokenizer(Protocol):
         refuses the messages."""
         ...
 
+    def word_sequences(self, word: str) -> list[tuple[int, ...]]:
+        """The id sequences that spell a word, with and without a space before it."""
+        ...
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def token_text(self, token_id: int) -> str:

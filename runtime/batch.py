@@ -90,7 +90,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class RowOutcome(msgspec.Struct, frozen=True):
-    """What one row of a batch gave: 0 to k tokens, and log-probabilities where its seat asked for them.
+    """What one row of a batch gave: 0 to k tokens, and log-probabilities where its seat asked for them. A chunk that
+    samples gives one token (or, at depth 0, none: its last position then runs again).
 
     `prompt_logprobs` covers the chunk's positions: entry i scores the prompt token at start + i (position 0 has none).
     `error` says that this row alone failed (its logits held a NaN, say); its tokens are then empty.

@@ -77,21 +77,19 @@ class Log:
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """The same story in fewer events: a run of deltas becomes one delta per choice, with the run's highest seqs."""
-    result: list[Event] = []
-    run: dict[int, list[Event]] = {}
+    """The same story in fewer events: neighbouring deltas of one choice become one, with the highest of their seqs.
+
+    Deltas of different choices are not reordered, so that every event covers all up to its seq, and a reader that
+    comes back with `after=seq` misses and repeats nothing.
+    """
+    runs: list[list[Event]] = []
     for event in events:
-        if event.kind == "delta":
-            run.setdefault(event.index, []).append(event)
+        last = runs[-1][-1] if runs else None
+        if last is not None and event.kind == last.kind == "delta" and event.index == last.index:
+            runs[-1].append(event)
         else:
-            result += _flattened(run)
-            run.clear()
-            result.append(event)
-    return result + _flattened(run)
-
-
-def _flattened(run: dict[int, list[Event]]) -> list[Event]:
-    return sorted((_joined(deltas) for deltas in run.values()), key=lambda event: event.seq)
+            runs.append([event])
+    return [_joined(run) for run in runs]
 
 
 def _joined(deltas: list[Event]) -> Event:

@@ -281,6 +281,8 @@ class Scheduler:
         row.computed += count or gained
         row.planned -= 0 if count else bound - gained
         row.tokens += tokens
+        if count and bound and not gained:
+            self._sample_again(row)
         if not row.ended:
             self._publish(row)
         output = Output(
@@ -297,6 +299,12 @@ class Scheduler:
         if reason is not None:
             self._end(row)
         return output if tokens or output.prompt_logprobs or output.cached_tokens is not None else None
+
+    def _sample_again(self, row: Sequence) -> None:
+        """A chunk should have given a token and did not: its last position runs again. Without run-ahead only."""
+        assert not row.in_flight, "a sampling chunk gave no token with launches in flight"
+        row.decoding = False
+        row.planned = row.computed = len(row.tokens) - 1
 
     def _accept(self, row: Sequence, tokens: Iterable[int]) -> tuple[list[int], FinishReason | None]:
         """The tokens up to the one that ends the row, and why it ends."""

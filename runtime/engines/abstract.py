@@ -4,15 +4,11 @@ needs beside it: events, cancel, drain, stats, close."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from ..backend import Message
-
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Plain text (never templated), token ids, or chat messages (rendered by the model's template)."""
+from ..intake import Prompt
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,79 @@
+"""Whole answers: which prompts a `generate` call names, and the dict that comes back for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+
+from ..errors import InvalidField
+from ..events import Event
+from ..intake import Prompt
+from ..params import SamplingParams
+from ..response import Response
+
+
+def each_prompt(
+    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams | None]]:
+    """Pairs of prompt and parameters. A string, a list of ids and a list of messages are one prompt each."""
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+        raise InvalidField("prompts", "a prompt or a list of prompts", prompts)
+    one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], (int, dict)))
+    listed = cast("list[Prompt]", [prompts] if one else list(prompts))
+    if params is None or isinstance(params, SamplingParams):
+        return [(prompt, params) for prompt in listed]
+    if not isinstance(params, Sequence) or len(params) != len(listed):
+        raise InvalidField("sampling_params", f"one, or as many as the {len(listed)} prompts", params)
+    return list(zip(listed, params, strict=True))
+
+
+async def answer(prompt: Prompt, response: Response) -> dict[str, Any]:
+    """Follow a response to its end and fold it into one dict."""
+    choices = [_Parts() for _ in range(response.request.n)]
+    prompt_logprobs: list[Any] = []
+    last: Event | None = None
+    async with aclosing(response.log.follow()) as events:  # type: ignore[type-var]  # an async generator
+        async for event in events:
+            last = event
+            if event.kind == "prompt":
+                prompt_logprobs += event.prompt_logprobs or ()
+            elif event.kind != "done":
+                choices[event.index].add(event)
+    assert last is not None and last.usage is not None and last.times is not None
+    folded = [choice.folded(index) for index, choice in enumerate(choices)]
+    return {
+        "id": response.id,
+        "prompt": prompt,
+        "prompt_token_ids": list(response.request.prompt),
+        "text": folded[0]["text"],
+        "tokens": folded[0]["token_ids"],
+        "finish_reason": folded[0]["finish_reason"],
+        "choices": folded,
+        "prompt_logprobs": prompt_logprobs or None,
+        "usage": msgspec.to_builtins(last.usage),
+        "times": msgspec.to_builtins(last.times),
+        "error": last.error,
+    }
+
+
+class _Parts:
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        self._events.append(event)
+
+    def folded(self, index: int) -> dict[str, Any]:
+        events = self._events
+        scored = events[-1].logprobs is not None
+        return {
+            "index": index,
+            "text": "".join(event.text for event in events),
+            "token_ids": [token for event in events for token in event.token_ids],
+            "finish_reason": events[-1].finish_reason,
+            "matched": events[-1].matched,
+            "logprobs": [entry for event in events for entry in event.logprobs or ()] if scored else None,
+        }

@@ -1,0 +1,160 @@
+"""The edge: a prompt and parameters in, a `Generate` out, or one clear refusal. Nothing behind it validates again.
+
+Tokenising runs on a thread of its own, one request at a time, so a long prompt never holds the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import msgspec
+
+from .backend import Backend
+from .batch import RowSampling
+from .errors import ContextLengthExceeded, InvalidField
+from .messages import Generate
+from .params import SamplingParams
+
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+"""Plain text (never templated), token ids, or chat messages (rendered by the model's template)."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes with a request besides how to sample. Raises `InvalidField`."""
+
+    priority: int = 0
+    """Lower goes first."""
+    deadline_s: float | None = None
+    """Seconds from now after which the request ends, wherever it is."""
+    user: str = ""
+    """Whose share of the engine it uses."""
+    cache_salt: str = ""
+    """Requests share cached prefixes only with requests of the same salt."""
+    use_prefix_cache: bool = True
+    response_id: str | None = None
+    template_options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not -100 <= self.priority <= 100:
+            raise InvalidField("priority", "an integer from -100 to 100", self.priority)
+        deadline = self.deadline_s
+        if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < 1e9):
+            raise InvalidField("deadline_s", "a positive number of seconds", deadline)
+        for field in ("user", "cache_salt"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or len(value) > 256 or not _is_utf8(value):
+                raise InvalidField(field, "text of up to 256 characters", value)
+
+
+class Intake:
+    """Turns what users send into what the worker runs. `context_length` bounds prompt and answer together."""
+
+    def __init__(
+        self, backend: Backend, context_length: int, executor: Executor, clock: Callable[[], float]
+    ) -> None:
+        self._backend = backend
+        self._tokenizer = backend.tokenizer
+        self._context_length = context_length
+        self._executor = executor
+        self._clock = clock
+
+    async def accept(self, prompt: Prompt, params: SamplingParams, options: Options) -> Generate:
+        """Raises `RequestError` naming the field."""
+        arrival = self._clock()
+        loop = asyncio.get_running_loop()
+        encode = self._encode(prompt, options)
+        ids = tuple(await loop.run_in_executor(self._executor, encode))
+        bad = await loop.run_in_executor(self._executor, self._bad_sequences, params) if params.bad_words else ()
+        self._check_ids(params)
+        return Generate(
+            id=options.response_id or f"resp_{secrets.token_hex(12)}",
+            prompt=ids,
+            sampling=self._sampling(params, bad),
+            n=params.n,
+            max_tokens=self._max_tokens(len(ids), params),
+            priority=options.priority,
+            user=options.user,
+            arrival=arrival,
+            deadline=None if options.deadline_s is None else arrival + options.deadline_s,
+            salt=options.cache_salt.encode(),
+            use_prefix_cache=options.use_prefix_cache,
+        )
+
+    def _encode(self, prompt: Any, options: Options) -> Callable[[], Sequence[int]]:
+        if isinstance(prompt, str):
+            if not _is_utf8(prompt):
+                raise InvalidField("prompt", "text that UTF-8 can hold", prompt)
+            return lambda: self._tokenizer.encode(prompt)
+        if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)) or not prompt:
+            raise InvalidField("prompt", "text, token ids or chat messages, not empty", prompt)
+        if all(isinstance(message, dict) for message in prompt):
+            return lambda: self._tokenizer.encode_chat(prompt, template_options=options.template_options)
+        for token in prompt:
+            in_range = isinstance(token, int) and 0 <= token < self._backend.vocab_size
+            if not in_range or isinstance(token, bool):
+                raise InvalidField("prompt", f"token ids from 0 to {self._backend.vocab_size - 1}", token)
+        return lambda: prompt
+
+    def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
+        if prompt_len == 0:
+            raise InvalidField("prompt", "at least one token", "")
+        room = self._context_length - prompt_len
+        if room < 1 or (params.max_tokens or 1) > room:
+            asked = f" and max_tokens {params.max_tokens}" if params.max_tokens else ""
+            raise ContextLengthExceeded(
+                f"the prompt's {prompt_len} tokens{asked} exceed the context of {self._context_length} tokens",
+                field="max_tokens" if room >= 1 else "prompt",
+            )
+        if params.min_tokens > (params.max_tokens or room):
+            raise InvalidField("min_tokens", f"at most {room}, what the context leaves", params.min_tokens)
+        return params.max_tokens or room
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        size = self._backend.vocab_size
+        for field in ("allowed_token_ids", "bad_token_ids", "stop_token_ids", "logprob_token_ids", "logit_bias"):
+            for token in getattr(params, field) or ():
+                if token >= size:
+                    raise InvalidField(field, f"token ids from 0 to {size - 1}", token)
+
+    def _bad_sequences(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        return tuple(ids for word in params.bad_words or () for ids in self._tokenizer.word_sequences(word))
+
+    def _sampling(self, params: SamplingParams, bad: tuple[tuple[int, ...], ...]) -> RowSampling:
+        model = self._backend.defaults
+        end_ids = set(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            end_ids.update(model.end_token_ids)
+        return RowSampling(
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            temperature=float(_first(params.temperature, model.temperature, 1.0)),
+            top_p=float(_first(params.top_p, model.top_p, 1.0)),
+            top_k=max(0, _first(params.top_k, model.top_k, 0)),
+            min_p=float(_first(params.min_p, model.min_p, 0.0)),
+            presence_penalty=float(params.presence_penalty),
+            frequency_penalty=float(params.frequency_penalty),
+            repetition_penalty=float(_first(params.repetition_penalty, model.repetition_penalty, 1.0)),
+            logit_bias=tuple((token, float(bias)) for token, bias in sorted((params.logit_bias or {}).items())),
+            allowed_token_ids=tuple(sorted(set(params.allowed_token_ids or ()))),
+            bad_token_sequences=bad + tuple((token,) for token in params.bad_token_ids or ()),
+            min_tokens=params.min_tokens,
+            end_token_ids=tuple(sorted(end_ids)),
+            logprobs=params.logprobs,
+            logprob_token_ids=tuple(params.logprob_token_ids or ()),
+            prompt_logprobs=params.prompt_logprobs,
+        )
+
+
+def _first(given: Any, default: Any, neutral: Any) -> Any:
+    return given if given is not None else default if default is not None else neutral
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

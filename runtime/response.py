@@ -1,0 +1,239 @@
+"""One accepted request on the loop: tokens become text, stop strings are found, events go into the log.
+
+Touched by the engine's loop alone. The worker knows nothing of text: where a stop string ends a choice, this side
+seals it and asks for the row to be cancelled; whatever the row still sends is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from .backend import Detokenizer, Tokenizer
+from .batch import TokenLogprobs
+from .events import Event, FinishReason, Times, Usage
+from .log import Log
+from .messages import Generate, Output
+from .params import SamplingParams
+from .text.stops import StopMatcher
+
+
+class Choice:
+    """One choice's text so far: what may be shown, and what is held back."""
+
+    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self.matched: str | int | None = None
+        self.num_tokens = 0
+        self._include_stop = params.include_stop_str_in_output
+        self._min_tokens = params.min_tokens
+        self._interval = params.stream_interval
+        self._detokenizer: Detokenizer | None = None
+        if params.detokenize:
+            self._detokenizer = tokenizer.detokenizer(
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+        self._stops = StopMatcher(params.stops, include=self._include_stop) if params.stops else None
+        self._text = ""
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+
+    def take(self, output: Output) -> None:
+        """Add an output's tokens up to the one with which a stop string is complete."""
+        for position, token in enumerate(output.tokens):
+            self._tokens.append(token)
+            self.num_tokens += 1
+            if self._logprobs is not None and position < len(output.logprobs):
+                self._logprobs.append(output.logprobs[position])
+            if token != output.matched or self._include_stop:
+                self._push(token)
+            if self.finish_reason is not None:
+                return
+        if output.finish_reason is not None:
+            self.finish(output.finish_reason, output.matched)
+
+    def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
+        """End the choice, with the text that was held back: the end may still complete a stop string."""
+        self.finish_reason, self.matched = reason, matched
+        if self._detokenizer is not None:
+            self._show(self._detokenizer.flush())
+            if self._stops is not None and not isinstance(self.matched, str):
+                self._text += self._stops.flush()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough is new for a delta."""
+        return len(self._tokens) >= self._interval
+
+    def collect(self) -> dict[str, Any]:
+        """What is new, as an event's fields."""
+        fields = dict(
+            index=self.index,
+            text=self._text,
+            token_ids=tuple(self._tokens),
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
+        )
+        self._text, self._tokens = "", []
+        if self._logprobs is not None:
+            self._logprobs = []
+        return fields
+
+    def _push(self, token: int) -> None:
+        if self._detokenizer is not None:
+            self._show(self._detokenizer.push((token,)))
+
+    def _show(self, text: str) -> None:
+        if self._stops is None or self.num_tokens < self._min_tokens:
+            self._text += text
+            return
+        shown, stop = self._stops.push(text)
+        self._text += shown
+        if stop is not None:
+            self.finish_reason, self.matched = "stop_string", stop
+
+
+class Response:
+    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like."""
+
+    def __init__(
+        self,
+        request: Generate,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        clock: Callable[[], float],
+        created: float,
+        cancel: Callable[[str], bool],
+    ) -> None:
+        self.id = request.id
+        self.created = created
+        self.request = request
+        self.params = params
+        self.log = Log()
+        self._choices = [Choice(index, params, tokenizer) for index in range(request.n)]
+        self._open = request.n
+        self._clock = clock
+        self._cancel = cancel
+        self._cached_tokens = 0
+        self._queued_s: float | None = None
+        self._first_token_s: float | None = None
+        self._last_reason: FinishReason = "cancelled"
+        self._error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.log.is_sealed
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def finish_reasons(self) -> list[FinishReason]:
+        """Of the choices that have ended."""
+        return [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
+
+    def cancel(self) -> bool:
+        """End it now. False if it was over already."""
+        return self._cancel(self.id)
+
+    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+        """Events with seq > `after`, then live ones, to the `done` event. Leaving early does not cancel."""
+        shaped = _SHAPES[self.params.output](self.log.read(0)[:after])
+        async for event in self.log.follow(after):
+            for shown in shaped(event):
+                yield shown
+
+    def dispatched(self) -> None:
+        """The request left the queue."""
+        self._queued_s = self._clock() - self.request.arrival
+
+    def take(self, output: Output) -> bool:
+        """Take in a worker's output. True if the choice's row should now be cancelled: a stop string ended it."""
+        choice = self._choices[output.choice]
+        if self.done or choice.finish_reason is not None:
+            self.log.num_discarded += 1
+            return False
+        if output.cached_tokens is not None and output.choice == 0:
+            self._cached_tokens = output.cached_tokens
+        if output.prompt_logprobs:
+            self._append("prompt", prompt_logprobs=output.prompt_logprobs)
+        if output.tokens and self._first_token_s is None:
+            self._first_token_s = self._clock() - self.request.arrival
+        choice.take(output)
+        self._error = self._error or output.error
+        if choice.finish_reason is not None:
+            self._finish(choice)
+        elif choice.is_due:
+            self._append("delta", **choice.collect())
+        return choice.finish_reason is not None and output.finish_reason is None
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        """Finish what is still open with `reason`, and seal the log."""
+        self._error = self._error or error
+        for choice in self._choices:
+            if choice.finish_reason is None:
+                choice.finish(reason)
+                choice.finish_reason = reason
+                self._finish(choice)
+
+    def usage(self) -> Usage:
+        generated = sum(choice.num_tokens for choice in self._choices)
+        return Usage(self.prompt_tokens, generated, self._cached_tokens)
+
+    def _finish(self, choice: Choice) -> None:
+        self._append("finish", finish_reason=choice.finish_reason, matched=choice.matched, **choice.collect())
+        self._last_reason = choice.finish_reason or self._last_reason
+        self._open -= 1
+        if not self._open:
+            times = Times(self._queued_s, self._first_token_s, self._clock() - self.request.arrival)
+            self._append("done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error)
+
+    def _append(self, kind: Any, **fields: Any) -> None:
+        self.log.append(Event(self.id, self.log.last_seq + 1, kind, **fields))
+
+
+Shape = Callable[[Event], list[Event]]
+
+
+def _as_deltas(past: list[Event]) -> Shape:
+    return lambda event: [event]
+
+
+def _as_cumulative(past: list[Event]) -> Shape:
+    """Text, ids and log-probabilities of an event are its choice's whole, the `past` included."""
+    wholes: dict[int, list[Event]] = {}
+
+    def shape(event: Event) -> list[Event]:
+        if event.kind not in ("delta", "finish"):
+            return [event]
+        parts = wholes.setdefault(event.index, [])
+        parts.append(event)
+        whole = msgspec.structs.replace(
+            event,
+            text="".join(part.text for part in parts),
+            token_ids=tuple(token for part in parts for token in part.token_ids),
+            logprobs=None if event.logprobs is None else tuple(e for part in parts for e in part.logprobs or ()),
+        )
+        wholes[event.index] = [whole]
+        return [whole]
+
+    for event in past:
+        shape(event)
+    return shape
+
+
+def _as_final(past: list[Event]) -> Shape:
+    """Cumulative, with the deltas left out."""
+    cumulative = _as_cumulative(past)
+    return lambda event: [whole for whole in cumulative(event) if event.kind != "delta"]
+
+
+_SHAPES: dict[str, Callable[[list[Event]], Shape]] = {
+    "delta": _as_deltas,
+    "cumulative": _as_cumulative,
+    "final": _as_final,
+}

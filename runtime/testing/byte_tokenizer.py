@@ -1,0 +1,77 @@
+"""A tokenizer of 256 bytes and four control tokens: every text has exactly one tokenisation."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from ..backend import Detokenizer, Message
+from ..errors import InvalidField
+
+END, SYSTEM, USER, ASSISTANT = 256, 257, 258, 259
+_ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_SPELLED = {END: "<end>", SYSTEM: "<system>", USER: "<user>", ASSISTANT: "<assistant>"}
+
+
+class ByteTokenizer:
+    """A conversation is each message's role token and bytes, then `<assistant>`."""
+
+    vocab_size = 260
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, template_options: dict[str, Any] | None = None
+    ) -> list[int]:
+        ids: list[int] = []
+        for index, message in enumerate(messages):
+            role, content = message.get("role"), message.get("content")
+            if role not in _ROLES:
+                raise InvalidField(f"messages[{index}].role", f"one of {', '.join(_ROLES)}", role)
+            ids += [_ROLES[role], *self.encode(_text(content, f"messages[{index}].content"))]
+        return [*ids, ASSISTANT]
+
+    def word_sequences(self, word: str) -> list[tuple[int, ...]]:
+        return [tuple(word.encode())]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        return detokenizer.push(token_ids) + detokenizer.flush()
+
+    def token_text(self, token_id: int) -> str:
+        return _SPELLED.get(token_id) or self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < END else _SPELLED[token_id].encode()
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> Detokenizer:
+        return _ByteDetokenizer(skip_special_tokens)
+
+
+class _ByteDetokenizer:
+    def __init__(self, skip_special_tokens: bool) -> None:
+        self._skip = skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        shown = (bytes([t]) if t < END else b"" if self._skip else _SPELLED[t].encode() for t in token_ids)
+        return self._decoder.decode(b"".join(shown))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def _text(content: Any, field: str) -> str:
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    if not isinstance(content, str):
+        raise InvalidField(field, "text", content)
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise InvalidField(field, "text that UTF-8 can hold", content) from None
+    return content
