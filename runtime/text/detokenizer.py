@@ -1,0 +1,109 @@
+"""Tokens to text as they come: the texts joined equal the whole sequence's decoding, and no character is broken.
+
+Two kinds. Where each token stands for known bytes (byte-level BPE, SentencePiece) a UTF-8 decoder holds back at most
+the three bytes of an unfinished character. Elsewhere a token's text depends on its neighbours (WordPiece) and the
+text is the difference between two decodings of a short window.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Mapping, Sequence, Set
+
+from .token_bytes import DecoderRule
+
+_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+HELD_TOKENS = 4
+
+
+class ByteDetokenizer:
+    """`table` gives a token's bytes; a token that shows nothing has none."""
+
+    def __init__(self, table: Mapping[int, bytes], first: Callable[[int], bytes], rule: DecoderRule) -> None:
+        self._table = table
+        self._first: Callable[[int], bytes] | None = first if rule.first is not rule.plain else None
+        self._strip = rule.strip
+        self._decode = _utf8_decoder("replace").decode
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        if self._first is not None or self._strip:
+            return self._push_leading(token_ids)
+        table = self._table
+        return self._decode(b"".join([table[token_id] for token_id in token_ids]))
+
+    def flush(self) -> str:
+        return self._decode(b"", True)
+
+    def _push_leading(self, token_ids: Sequence[int]) -> str:
+        """Until something is shown: the first token may differ, and leading spaces may go."""
+        parts: list[bytes] = []
+        for token_id in token_ids:
+            part = self._table[token_id]
+            if part and self._first is not None:
+                part = self._first(token_id)
+                self._first = None
+            parts.append(part)
+        raw = b"".join(parts)
+        while self._strip and raw:
+            self._strip, raw = (self._strip - 1, raw[1:]) if raw[:1] == b" " else (0, raw)
+        return self._decode(raw)
+
+
+class WindowDetokenizer:
+    """`decode` turns a few token ids into text; `shown` says which ids show at all.
+
+    With `glued` set, one of those tokens right after another comes without the decoder's space.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        shown: Callable[[int], bool],
+        glued: Mapping[int, str] | None = None,
+    ) -> None:
+        self._decode = decode
+        self._shown = shown
+        self._glued = glued or {}
+        self._window: list[int] = []
+        self._read = 0
+        self._last: int | None = None
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        return "".join([self._push_one(token_id) for token_id in token_ids if self._shown(token_id)])
+
+    def flush(self) -> str:
+        return self._advance(HELD_TOKENS)
+
+    def _push_one(self, token_id: int) -> str:
+        glue = self._last in self._glued and token_id in self._glued
+        self._last = token_id
+        if glue:
+            held = self.flush()
+            self._window, self._read = [token_id], 1
+            return held + self._glued[token_id]
+        self._window.append(token_id)
+        return self._advance(len(self._window) - self._read)
+
+    def _advance(self, held: int) -> str:
+        """The text of the `held` tokens past `read`, if it is certain or they are many."""
+        before = self._decode(self._window[: self._read])
+        text = self._decode(self._window)
+        if held < HELD_TOKENS and (text.endswith("\ufffd") or not text.startswith(before)):
+            return ""
+        self._window, self._read = self._window[self._read :], len(self._window) - self._read
+        return text[len(before) :]
+
+
+def hidden_bytes(table: Mapping[int, bytes], hidden: Set[int]) -> Mapping[int, bytes]:
+    """`table` with nothing for the ids in `hidden`."""
+    return _Hiding(table, hidden)
+
+
+class _Hiding(dict[int, bytes]):
+    def __init__(self, table: Mapping[int, bytes], hidden: Set[int]) -> None:
+        super().__init__((token_id, b"") for token_id in hidden)
+        self._table = table
+
+    def __missing__(self, token_id: int) -> bytes:
+        self[token_id] = found = self._table[token_id]
+        return found

@@ -1,0 +1,49 @@
+"""A checkpoint as a `Backend`: its text side, read at once, and its weights, read when the step opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..backend import GenerationDefaults, Tokenizer
+from ..batch import Step
+from ..config import EngineConfig
+from ..errors import ModelError
+from ..model.config import ModelConfig
+from ..text.definition import TokenizerDefinition
+from ..text.tokenizer import ModelTokenizer
+from .layout import check_layout
+from .source import Weights
+
+
+class Checkpoint:
+    """`Backend` of a model on disk. `config` is its shape, `weights` its tensors by Hugging Face name."""
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        weights: Weights,
+        definition: TokenizerDefinition,
+        read_defaults: Callable[[ModelTokenizer], GenerationDefaults],
+    ) -> None:
+        """Raises `ModelError` where the parts do not fit each other."""
+        check_layout(weights, config)
+        self.name = name
+        self.config = config
+        self.weights = weights
+        self.context_length = config.max_position
+        self.vocab_size = config.vocab_size
+        tokenizer = ModelTokenizer(definition, config.vocab_size)
+        self.tokenizer: Tokenizer = tokenizer
+        self.defaults = read_defaults(tokenizer)
+        for end_id in self.defaults.end_token_ids:
+            if end_id >= config.vocab_size:
+                raise ModelError(
+                    f"{weights.source}: eos_token_id: expected below {config.vocab_size}, found {end_id}"
+                )
+
+    def open_step(self, config: EngineConfig) -> Step:
+        from ..steps.cpu import open_cpu_step
+
+        step: Step = open_cpu_step(self.config, self.weights, config)
+        return step

@@ -1,0 +1,87 @@
+"""A Hugging Face directory as a `Checkpoint`. Only JSON, safetensors and templates are read; no code of the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import ModelError
+from ..text.definition import TokenizerDefinition
+from .checkpoint import Checkpoint
+from .generation import generation_defaults
+from .hf_config import hf_config
+from .safetensors_weights import SafetensorsWeights
+
+MAX_JSON_BYTES = 256 * 2**20
+_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def open_directory(directory: Path, name: str) -> Checkpoint:
+    """Raises `ModelError` naming the file and what is wrong in it."""
+    fields = read_object(directory / "config.json")
+    weights = SafetensorsWeights(directory)
+    embedding = "model.embed_tokens.weight"
+    stored = _STORED[weights.dtype(embedding)] if embedding in weights.names() else "float32"
+    config = hf_config(str(directory / "config.json"), fields, stored_dtype=stored)
+    definition = _tokenizer(directory)
+    settings_path = directory / "generation_config.json"
+    settings = read_object(settings_path) if settings_path.is_file() else {}
+    return Checkpoint(
+        name,
+        config,
+        weights,
+        definition,
+        lambda tokenizer: generation_defaults(
+            str(settings_path), settings, fields.get("eos_token_id"), tokenizer.special_id("eos_token")
+        ),
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `ModelError`."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {path.stat().st_size}")
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise ModelError(f"{path}: expected a JSON object: {error}") from error
+
+
+def _tokenizer(directory: Path) -> TokenizerDefinition:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; a tokenizer in another form is not served")
+    settings_path = directory / "tokenizer_config.json"
+    settings = read_object(settings_path) if settings_path.is_file() else {}
+    named = {key: _spelling(settings.get(key)) for key in _NAMED}
+    add_bos = settings.get("add_bos_token")
+    return TokenizerDefinition(
+        source=str(path),
+        spec=read_object(path),
+        names={key: spelling for key, spelling in named.items() if spelling is not None},
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        chat_template=_template(directory, settings),
+    )
+
+
+def _spelling(value: Any) -> str | None:
+    """A token is named by its spelling, or by an object that holds it."""
+    spelled = value.get("content") if isinstance(value, dict) else value
+    return spelled if isinstance(spelled, str) else None
+
+
+def _template(directory: Path, settings: dict[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path}: {error}") from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

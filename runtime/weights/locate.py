@@ -1,0 +1,72 @@
+"""From a model's name to a `Backend`: the default model, a directory, a GGUF file, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..backend import Backend
+from ..errors import ModelError
+from . import default_model
+from .checkpoint import Checkpoint
+from .generation import generation_defaults
+from .gguf_config import gguf_config
+from .gguf_file import GgufFile
+from .gguf_tokenizer import gguf_end_ids, gguf_tokenizer
+from .gguf_weights import GgufWeights
+from .huggingface import open_directory
+
+HUB_FILES = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_backend(model: str | Path) -> Backend:
+    """The model's text side, ready; its weights are read by `open_step`.
+
+    Raises `ModelError` naming what was tried, or the file and what is wrong in it.
+    """
+    path = Path(model)
+    if isinstance(model, str) and model.lower() in default_model.NAMES:
+        return open_directory(default_model.default_model(), default_model.NAMES[0])
+    if path.is_dir():
+        return open_directory(path, path.resolve().name)
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+        return open_directory(_snapshot(model), model)
+    raise ModelError(
+        f"{model}: no such model; expected {default_model.NAMES[0]}, a directory with config.json,"
+        " a .gguf file, or a hub id such as org/name"
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GgufFile(path)
+    config = gguf_config(file)
+    end_ids = gguf_end_ids(file)
+    return Checkpoint(
+        path.stem,
+        config,
+        GgufWeights(file, config),
+        gguf_tokenizer(file),
+        lambda tokenizer: generation_defaults(str(path), {}, end_ids),
+    )
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{hub_id}: no such directory here, and the hub gave no snapshot: {reason}"
+        ) from error

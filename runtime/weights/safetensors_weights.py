@@ -1,0 +1,128 @@
+"""Tensors of one or many safetensors files. Headers are read and checked at once, tensors on demand."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_HEADER_BYTES = 100_000_000
+_ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
+    data_offsets: tuple[_Size, _Size]
+
+
+class SafetensorsWeights:
+    """`Weights` of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+    Raises `ModelError` naming the file and the tensor.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.source = str(directory)
+        self._files: dict[str, Path] = {}
+        self._entries: dict[str, _Entry] = {}
+        for path in _files(directory):
+            for name, entry in _header(path).items():
+                if name in self._files:
+                    raise ModelError(f"{path}: the tensor {name} is also in {self._files[name].name}")
+                self._files[name], self._entries[name] = path, entry
+
+    def names(self) -> Sequence[str]:
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it: F32, F16 or BF16."""
+        return self._entry(name).dtype
+
+    def nbytes(self) -> int:
+        return sum(end - start for start, end in (entry.data_offsets for entry in self._entries.values()))
+
+    def get(self, name: str) -> torch.Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        self._entry(name)
+        path = self._files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: tensor {name}: {error}") from error
+        return tensor
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise ModelError(f"{directory}: expected model.safetensors or {index.name}, found neither")
+    try:
+        listed = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
+    except (msgspec.DecodeError, OSError) as error:
+        raise ModelError(f"{index}: {error}") from error
+    names = list(dict.fromkeys(listed))
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise ModelError(f"{index}: the shard {name!r} is not a file beside it")
+    return [directory / name for name in names]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _header(path: Path) -> dict[str, _Entry]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"{path}: expected a header of 2 to {size - 8} bytes, found {length}")
+            raw = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+    except (msgspec.DecodeError, OSError, RecursionError) as error:
+        raise ModelError(f"{path}: not a well-formed safetensors header: {error}") from error
+    for name, entry in entries.items():
+        _check(path, name, entry, size - 8 - length)
+    return entries
+
+
+def _check(path: Path, name: str, entry: _Entry, data_bytes: int) -> None:
+    if entry.dtype not in _ELEMENT_BYTES:
+        served = ", ".join(_ELEMENT_BYTES)
+        raise ModelError(f"{path}: tensor {name}: expected one of {served}, found {entry.dtype[:40]!r}")
+    nbytes = _ELEMENT_BYTES[entry.dtype]
+    for size in entry.shape:
+        nbytes *= size
+    start, end = entry.data_offsets
+    if end - start != nbytes or end > data_bytes:
+        raise ModelError(
+            f"{path}: tensor {name}: the shape {entry.shape} takes {nbytes} bytes,"
+            f" found [{start}, {end}) of {data_bytes}"
+        )
