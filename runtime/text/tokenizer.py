@@ -74,6 +74,14 @@ class ModelTokenizer:
         plain = plain_messages(messages, lambda text: spelling.marked(text, mark))
         return self.encode(spelling.seal(self._template.render(plain, options), mark), add_bos=False)
 
+    def word_sequences(self, word: str) -> list[tuple[int, ...]]:
+        """At the start of a text, after a space, and straight after something else."""
+        newline, after = self.encode("\n", add_bos=False), self.encode("\n" + word, add_bos=False)
+        found = [self.encode(word, add_bos=False), self.encode(" " + word, add_bos=False)]
+        if after[: len(newline)] == newline:
+            found.append(after[len(newline) :])
+        return list(dict.fromkeys(tuple(ids) for ids in found if ids))
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if self._rule is None:
             return self._joined([i for i in token_ids if self._shows(i, skip_special_tokens)])
