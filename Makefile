@@ -6,7 +6,7 @@ CHAT ?=
 BENCH ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(sort $(shell find runtime streaming export -type f ! -name '*.pyc'))
 MAKEFLAGS += --no-print-directory
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from ...runtime.errors import ContextLengthExceeded, GenerationFailed, JitneyError, RequestError
@@ -21,7 +22,7 @@ from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted
 if TYPE_CHECKING:
     from ...runtime import DynamicEngine, SamplingParams
 
-HELP = "/new starts a new conversation, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
+HELP = "/new starts over, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
 
 
 def chat(
@@ -30,7 +31,9 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="0 to 2.  [default: the model's own; 0 where the input is piped]")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Length limit of an answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Length of an answer.  [default: 1024, or half of a shorter context]")
+    ] = None,
     quantize: Quantize = None,
     dtype: Dtype = "auto",
     scripted: Scripted = None,
@@ -47,6 +50,8 @@ def chat(
         stack = AsyncExitStack()
         try:
             engine = runner.run(stack.enter_async_context(opened(model, scripted, config)))
+            if max_tokens is None:
+                params = msgspec.structs.replace(params, max_tokens=min(1024, engine.context_length // 2))
             conversation = Conversation(runner, engine, params, system)
             if typed:
                 _in_terminal(conversation)
@@ -94,6 +99,8 @@ class Conversation:
         while True:
             try:
                 async for event in self._engine.stream(self._system + self._messages, self._params):
+                    if event.error is not None:
+                        raise GenerationFailed(event.error)
                     answer.append(event.text)
                     sys.stdout.write(event.text)
                     sys.stdout.flush()

@@ -17,13 +17,13 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ...runtime.errors import GenerationFailed, RequestError
+from ...runtime.errors import EngineDied, InvalidField, RequestError
 from .jsonl import Done, read_request, requests, take_up
 from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Dtype, MaxRows, ModelOption, Quantize, Scripted
 
 if TYPE_CHECKING:
-    from ...runtime import DynamicEngine, EngineConfig
+    from ...runtime import DynamicEngine, EngineConfig, SamplingParams
 
 
 def generate(
@@ -45,6 +45,8 @@ def generate(
     from ...runtime import EngineConfig
 
     config = EngineConfig(quantize=quantize, dtype=dtype, max_rows=max_rows)
+    if target.exists() and target.samefile(source):
+        raise InvalidField("OUTPUT", "another file than INPUT", str(target))
     done = take_up(target)
     num_lines = sum(1 for _ in requests(source))
     if done.num_lines > num_lines:
@@ -107,6 +109,20 @@ async def _result(engine: DynamicEngine, line: bytes) -> dict[str, Any]:
         if request.id is not None:
             own_id = {"id": request.id}
         [answer] = await engine.generate([request.prompt], request.params)
-    except (RequestError, GenerationFailed) as error:
+    except RequestError as error:
         return own_id | {"error": str(error)}
-    return own_id | answer
+    if answer["error"] is None:
+        return own_id | _told(answer, request.params)
+    if engine.stats().state == "dead":
+        raise EngineDied(answer["error"])
+    return own_id | {"error": answer["error"]}
+
+
+def _told(answer: dict[str, Any], params: SamplingParams) -> dict[str, Any]:
+    """What a result line says: the text, and what the request asked for beside it."""
+    keys = ["text", "finish_reason", "usage"]
+    if params.n > 1 or params.logprobs is not None:
+        keys.append("choices")
+    if params.prompt_logprobs is not None:
+        keys.append("prompt_logprobs")
+    return {key: answer[key] for key in keys}

@@ -1,0 +1,74 @@
+"""What a benchmark runs: a list of prompt and answer lengths, and the tokens that fill it, all from one seed."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Literal
+
+import msgspec
+import typer
+
+EngineName = Literal["dynamic", "static", "transformers"]
+
+
+class Lengths(msgspec.Struct, frozen=True):
+    """Tokens, drawn uniformly from [low, high]."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def lengths(text: str | Lengths) -> Lengths:
+    """`128`, or `32-256` for mixed lengths."""
+    if isinstance(text, Lengths):
+        return text
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise typer.BadParameter(f"expected a length such as 128, or a range such as 32-256, got {text!r}")
+    return Lengths(low, high)
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement: this list of requests, all at once, on this engine, `repeats` times."""
+
+    engine: EngineName
+    model: str
+    num_requests: int
+    input: Lengths
+    output: Lengths
+    batch: int
+    """Rows that decode together."""
+    repeats: int
+    seed: int
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["int8"] | None = None
+    threads: int | None = None
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Prompt and answer lengths, the same for every engine."""
+        draw = random.Random(self.seed)
+        return [
+            (draw.randint(self.input.low, self.input.high), draw.randint(self.output.low, self.output.high))
+            for _ in range(self.num_requests)
+        ]
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Random token ids of those lengths; no two prompts share a prefix worth caching."""
+        draw = random.Random(self.seed + 1)
+        return [[draw.randrange(vocab_size) for _ in range(length)] for length, _ in self.sizes()]
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of each repeat. `num_tokens` is what a repeat was asked to generate."""
+
+    engine: EngineName
+    quantize: Literal["int8"] | None
+    seconds: list[float]
+    num_tokens: int
+    load_s: float
+    versions: dict[str, str]
