@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .batch import Step
+from .batch import PaddedBatch, Step
 from .config import EngineConfig
 
 Message = dict[str, Any]
@@ -50,7 +50,9 @@ class Tokenizer(Protocol):
         """Ids of plain text. Control tokens spelled in it are text; the model's BOS comes first where it has one."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message], *, template_options: dict[str, Any] | None = None) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, template_options: dict[str, Any] | None = None
+    ) -> list[int]:
         """Ids of a conversation rendered by the model's template, ready for the answer.
 
         Control tokens spelled in a message stay text. Raises `RequestError` where there is no template, or where it
@@ -90,4 +92,8 @@ class Backend(Protocol):
         """Load the weights and make ready to compute. Called once per engine, on the worker's thread.
 
         Raises `CannotServe` or `ModelError`."""
+        ...
+
+    def open_padded(self, config: EngineConfig) -> PaddedBatch:
+        """The plain static batch of the same model, on the calling thread. Raises `ModelError`."""
         ...

@@ -10,6 +10,7 @@ token. A plan therefore never depends on the value of a token, and may be launch
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -132,5 +133,19 @@ class Step(Protocol):
     def launch(self, batch: Batch) -> Ticket: ...
 
     def collect(self, ticket: Ticket) -> list[RowOutcome]: ...
+
+    def close(self) -> None: ...
+
+
+class PaddedBatch(Protocol):
+    """Plain static batching, for models that have no paged step, and as the naive twin of one that has.
+
+    `run` seats all rows at once (their `pages` and `start` mean nothing) and yields, step by step, one outcome per
+    row, finished rows included, until the caller closes it.
+    """
+
+    max_rows: int
+
+    def run(self, seats: Sequence[Seat]) -> Iterator[list[RowOutcome]]: ...
 
     def close(self) -> None: ...

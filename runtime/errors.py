@@ -1,17 +1,17 @@
 """Every error that jitney raises on purpose.
 
-    JitneyError
-    ├── RequestError              your request: refused before any work (HTTP 400)
-    │   ├── InvalidField          one field is wrong; carries its name
-    │   ├── ContextLengthExceeded the prompt and the answer do not fit the context
-    │   └── ModelNotFound         no model of that name is served (HTTP 404)
-    ├── QueueFull                 too much is waiting; try again later (HTTP 429)
-    ├── EngineError               our engine
-    │   ├── EngineClosed          not started, draining or closed (HTTP 503)
-    │   ├── EngineDied            the worker stopped; nothing more is served (HTTP 503)
-    │   └── CannotServe           the paged engine cannot hold this model here
-    ├── GenerationFailed          a fault ended one accepted request (HTTP 500)
-    └── ModelError                a checkpoint, tokenizer or template cannot be used; names the file
+JitneyError
+├── RequestError              your request: refused before any work (HTTP 400)
+│   ├── InvalidField          one field is wrong; carries its name
+│   ├── ContextLengthExceeded the prompt and the answer do not fit the context
+│   └── ModelNotFound         no model of that name is served (HTTP 404)
+├── QueueFull                 too much is waiting; try again later (HTTP 429)
+├── EngineError               our engine
+│   ├── EngineClosed          not started, draining or closed (HTTP 503)
+│   ├── EngineDied            the worker stopped; nothing more is served (HTTP 503)
+│   └── CannotServe           the paged engine cannot hold this model here
+├── GenerationFailed          a fault ended one accepted request (HTTP 500)
+└── ModelError                a checkpoint, tokenizer or template cannot be used; names the file
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ class InvalidField(RequestError):
 
     def __init__(self, field: str, expected: str, got: object) -> None:
         super().__init__(f"{field}: expected {expected}, got {_shown(got)}", field=field)
+        self.expected = expected
+        self.got = got
+
+    def renamed(self, field: str) -> InvalidField:
+        """The same complaint about a field that the user knows by another name."""
+        return InvalidField(field, self.expected, self.got)
 
 
 class ContextLengthExceeded(RequestError):

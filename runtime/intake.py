@@ -39,7 +39,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     template_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not -100 <= self.priority <= 100:
+        if (
+            isinstance(self.priority, bool)
+            or not isinstance(self.priority, int)
+            or not -100 <= self.priority <= 100
+        ):
             raise InvalidField("priority", "an integer from -100 to 100", self.priority)
         deadline = self.deadline_s
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < 1e9):
@@ -68,7 +72,11 @@ class Intake:
         loop = asyncio.get_running_loop()
         encode = self._encode(prompt, options)
         ids = tuple(await loop.run_in_executor(self._executor, encode))
-        bad = await loop.run_in_executor(self._executor, self._bad_sequences, params) if params.bad_words else ()
+        bad = (
+            await loop.run_in_executor(self._executor, self._bad_sequences, params)
+            if params.bad_words
+            else ()
+        )
         self._check_ids(params)
         return Generate(
             id=options.response_id or f"resp_{secrets.token_hex(12)}",
@@ -115,7 +123,13 @@ class Intake:
 
     def _check_ids(self, params: SamplingParams) -> None:
         size = self._backend.vocab_size
-        for field in ("allowed_token_ids", "bad_token_ids", "stop_token_ids", "logprob_token_ids", "logit_bias"):
+        for field in (
+            "allowed_token_ids",
+            "bad_token_ids",
+            "stop_token_ids",
+            "logprob_token_ids",
+            "logit_bias",
+        ):
             for token in getattr(params, field) or ():
                 if token >= size:
                     raise InvalidField(field, f"token ids from 0 to {size - 1}", token)
@@ -137,7 +151,9 @@ class Intake:
             presence_penalty=float(params.presence_penalty),
             frequency_penalty=float(params.frequency_penalty),
             repetition_penalty=float(_first(params.repetition_penalty, model.repetition_penalty, 1.0)),
-            logit_bias=tuple((token, float(bias)) for token, bias in sorted((params.logit_bias or {}).items())),
+            logit_bias=tuple(
+                (token, float(bias)) for token, bias in sorted((params.logit_bias or {}).items())
+            ),
             allowed_token_ids=tuple(sorted(set(params.allowed_token_ids or ()))),
             bad_token_sequences=bad + tuple((token,) for token in params.bad_token_ids or ()),
             min_tokens=params.min_tokens,

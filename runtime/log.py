@@ -9,7 +9,7 @@ reader slows the engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 import msgspec
 
@@ -53,7 +53,7 @@ class Log:
         """The events with seq > `after` that are there now."""
         return self._events[after:]
 
-    async def follow(self, after: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
         was away while several came."""
         while True:
@@ -66,6 +66,10 @@ class Log:
             after = news[-1].seq
             for event in merged(news):
                 yield event
+
+    async def wait_sealed(self) -> None:
+        while not self.is_sealed:
+            await self._news()
 
     async def _news(self) -> None:
         waiter = asyncio.get_running_loop().create_future()

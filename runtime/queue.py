@@ -44,10 +44,14 @@ class RequestQueue:
     def push(self, request: Generate, *, retry_after_s: float = 1.0) -> None:
         """Raises `QueueFull` with the bound that was met."""
         if len(self._waiting) >= self._max_requests:
-            raise QueueFull(f"{len(self._waiting)} requests are waiting, the most that may", retry_after_s=retry_after_s)
+            raise QueueFull(
+                f"{len(self._waiting)} requests are waiting, the most that may", retry_after_s=retry_after_s
+            )
         tokens = len(request.prompt)
         if self._waiting and self._num_tokens + tokens > self._max_tokens:
-            message = f"{self._num_tokens} prompt tokens are waiting; {tokens} more would pass {self._max_tokens}"
+            message = (
+                f"{self._num_tokens} prompt tokens are waiting; {tokens} more would pass {self._max_tokens}"
+            )
             raise QueueFull(message, retry_after_s=retry_after_s)
         self._join(request.user)
         self._waiting[request.id] = request

@@ -6,7 +6,8 @@ seals it and asks for the row to be cancelled; whatever the row still sends is d
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -140,12 +141,17 @@ class Response:
         """End it now. False if it was over already."""
         return self._cancel(self.id)
 
-    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+    async def events(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Leaving early does not cancel."""
-        shaped = _SHAPES[self.params.output](self.log.read(0)[:after])
-        async for event in self.log.follow(after):
-            for shown in shaped(event):
-                yield shown
+        shape = self.shape(after)
+        async with aclosing(self.log.follow(after)) as events:
+            async for event in events:
+                for shown in shape(event):
+                    yield shown
+
+    def shape(self, after: int = 0) -> Shape:
+        """How a reader that starts behind `after` sees events: deltas, cumulative or final, as the request asked."""
+        return _SHAPES[self.params.output](self.log.read(0)[:after])
 
     def dispatched(self) -> None:
         """The request left the queue."""
@@ -190,7 +196,9 @@ class Response:
         self._open -= 1
         if not self._open:
             times = Times(self._queued_s, self._first_token_s, self._clock() - self.request.arrival)
-            self._append("done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error)
+            self._append(
+                "done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error
+            )
 
     def _append(self, kind: Any, **fields: Any) -> None:
         self.log.append(Event(self.id, self.log.last_seq + 1, kind, **fields))
@@ -216,7 +224,9 @@ def _as_cumulative(past: list[Event]) -> Shape:
             event,
             text="".join(part.text for part in parts),
             token_ids=tuple(token for part in parts for token in part.token_ids),
-            logprobs=None if event.logprobs is None else tuple(e for part in parts for e in part.logprobs or ()),
+            logprobs=None
+            if event.logprobs is None
+            else tuple(e for part in parts for e in part.logprobs or ()),
         )
         wholes[event.index] = [whole]
         return [whole]

@@ -80,7 +80,11 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Output]:
         """End the rows whose deadline has passed."""
-        late = [r for r in self._running + self._waiting if r.request.deadline is not None and r.request.deadline <= now]
+        late = [
+            r
+            for r in self._running + self._waiting
+            if r.request.deadline is not None and r.request.deadline <= now
+        ]
         return [self._finish(row, "deadline") for row in late]
 
     def fail_all(self, error: str) -> list[Output]:
@@ -168,13 +172,17 @@ class Scheduler:
         self.pages.check()
         seated = self._running + self._ghosts
         slots = [row.slot for row in seated]
-        assert sorted(slots + self._free_slots) == list(range(self.capacity.max_rows)), "a slot is lost or doubled"
+        assert sorted(slots + self._free_slots) == list(range(self.capacity.max_rows)), (
+            "a slot is lost or doubled"
+        )
         held = [page for row in seated for page in row.pages]
         assert len(set(held)) == self.pages.num_used, "a page is used by no row"
         assert all(not row.pages for row in self._waiting), "a waiting row holds pages"
         assert all(row.in_flight for row in self._ghosts), "a ghost nobody waits for"
         for row in self._running:
-            assert row.computed <= row.planned <= len(row.pages) * self.capacity.page_size, "positions out of order"
+            assert row.computed <= row.planned <= len(row.pages) * self.capacity.page_size, (
+                "positions out of order"
+            )
             assert row.planned <= len(row.tokens) + row.pending <= row.limit, "a row past its limit"
         open_rows = [row for rows in self._by_id.values() for row in rows]
         assert sorted(map(id, open_rows)) == sorted(map(id, self._running + self._waiting)), "a row is lost"
@@ -191,7 +199,10 @@ class Scheduler:
             shared = self._shared_pages(row)
             cached = sum(1 for page in shared if self.pages.is_cached(page))
             fresh = self._num_pages(len(row.tokens)) - len(shared)
-            if fresh + cached + len(self._running) > self.pages.num_available and self._running + self._ghosts:
+            if (
+                fresh + cached + len(self._running) > self.pages.num_available
+                and self._running + self._ghosts
+            ):
                 break
             seats.append(self._seat(row, shared, fresh))
         return seats

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .batch import RowSampling, TokenLogprobs
 from .messages import Generate
 
+PromptScores = tuple[TokenLogprobs | None, ...]
+
 
 class Sequence:
     """Positions are half-open: KV of [0, computed) is written and collected, [0, planned) is so or in flight.
@@ -37,7 +39,9 @@ class Sequence:
         "unreported_cached",
     )
 
-    def __init__(self, request: Generate, sampling: RowSampling, root: bytes, leader: Sequence | None) -> None:
+    def __init__(
+        self, request: Generate, sampling: RowSampling, root: bytes, leader: Sequence | None
+    ) -> None:
         self.request = request
         self.choice = sampling.choice
         self.sampling = sampling
@@ -65,11 +69,16 @@ class Sequence:
         """Whether the launches in flight may already reach the limit."""
         return len(self.tokens) + self.pending >= self.limit
 
+    def is_late(self, now: float) -> bool:
+        return self.request.deadline is not None and self.request.deadline <= now
+
     @property
     def wants_prompt_scores(self) -> bool:
         return self.sampling.prompt_logprobs is not None and self.prompt_scored < self.prompt_len
 
-    def take_prompt_scores(self, start: int, scores: tuple[TokenLogprobs | None, ...]) -> tuple[TokenLogprobs | None, ...]:
+    def take_prompt_scores(
+        self, start: int, scores: tuple[TokenLogprobs | None, ...]
+    ) -> tuple[TokenLogprobs | None, ...]:
         """The part of a chunk's scores that was not reported before a preemption."""
         if not self.wants_prompt_scores:
             return ()

@@ -4,10 +4,12 @@ needs beside it: events, cancel, drain, stats, close."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..backend import Backend
 from ..intake import Prompt
 
 
@@ -63,3 +65,12 @@ class AbstractEngine(ABC):
     @abstractmethod
     def close(self) -> Any:
         """End what is open as cancelled, stop the worker, and give all memory back. Idempotent."""
+
+
+def resolve(model: str | Path | Backend) -> Backend:
+    """A model by name, or the backend as it was given. Raises `ModelError`."""
+    if not isinstance(model, (str, Path)):
+        return model
+    from ..weights.locate import open_backend
+
+    return open_backend(model)

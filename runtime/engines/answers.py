@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Any, cast
 
 import msgspec
 
 from ..errors import InvalidField
 from ..events import Event
-from ..intake import Prompt
+from ..intake import Options, Prompt
 from ..params import SamplingParams
 from ..response import Response
 
@@ -30,19 +29,35 @@ def each_prompt(
     return list(zip(listed, params, strict=True))
 
 
+def checked(params: SamplingParams | None, options: dict[str, Any]) -> tuple[SamplingParams, Options]:
+    """The parameters and options of a call, or `InvalidField`."""
+    if params is None:
+        params = SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidField("sampling_params", "SamplingParams", params)
+    known = Options.__struct_fields__
+    for name in options:
+        if name not in known:
+            raise InvalidField(name, f"one of {', '.join(known)}", options[name])
+    return params, Options(**options)
+
+
 async def answer(prompt: Prompt, response: Response) -> dict[str, Any]:
-    """Follow a response to its end and fold it into one dict."""
+    """Wait for a response's end and fold it into one dict."""
+    await response.log.wait_sealed()
+    return fold(prompt, response)
+
+
+def fold(prompt: Prompt, response: Response) -> dict[str, Any]:
+    """A sealed response as one dict."""
     choices = [_Parts() for _ in range(response.request.n)]
     prompt_logprobs: list[Any] = []
-    last: Event | None = None
-    async with aclosing(response.log.follow()) as events:  # type: ignore[type-var]  # an async generator
-        async for event in events:
-            last = event
-            if event.kind == "prompt":
-                prompt_logprobs += event.prompt_logprobs or ()
-            elif event.kind != "done":
-                choices[event.index].add(event)
-    assert last is not None and last.usage is not None and last.times is not None
+    events = response.log.read(0)
+    for event in events:
+        if event.kind == "prompt":
+            prompt_logprobs += event.prompt_logprobs or ()
+        elif event.kind != "done":
+            choices[event.index].add(event)
     folded = [choice.folded(index) for index, choice in enumerate(choices)]
     return {
         "id": response.id,
@@ -53,9 +68,9 @@ async def answer(prompt: Prompt, response: Response) -> dict[str, Any]:
         "finish_reason": folded[0]["finish_reason"],
         "choices": folded,
         "prompt_logprobs": prompt_logprobs or None,
-        "usage": msgspec.to_builtins(last.usage),
-        "times": msgspec.to_builtins(last.times),
-        "error": last.error,
+        "usage": msgspec.to_builtins(events[-1].usage),
+        "times": msgspec.to_builtins(events[-1].times),
+        "error": events[-1].error,
     }
 
 

@@ -12,12 +12,11 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
-
 
 from ..backend import Backend
 from ..batch import Capacity
@@ -25,7 +24,7 @@ from ..config import EngineConfig
 from ..errors import EngineClosed, EngineDied, InvalidField
 from ..events import Event, FinishReason
 from ..inbox import Inbox
-from ..intake import Intake, Options, Prompt
+from ..intake import Intake, Prompt
 from ..messages import Cancel, Generate, News, Opened, Output, Report, SchedulerStats, Stop, Stopped
 from ..params import SamplingParams
 from ..process import switch_interval
@@ -33,8 +32,8 @@ from ..queue import RequestQueue
 from ..response import Response
 from ..scheduler import Scheduler
 from ..worker import Worker
-from .abstract import AbstractEngine, Stats
-from .answers import answer, each_prompt
+from .abstract import AbstractEngine, Stats, resolve
+from .answers import answer, checked, each_prompt
 
 WATCH_S = 1.0
 """How often the watchdog looks at the worker's heartbeat."""
@@ -99,13 +98,15 @@ class DynamicEngine(AbstractEngine):
         if self.config.tune_process:
             switch_interval.acquire()
         try:
-            self.backend = await self._loop.run_in_executor(self._tokenizing, self._open_backend)
+            self.backend = await self._loop.run_in_executor(self._tokenizing, resolve, self._model)
             self._set_up()
             capacity = await self._opened
         except BaseException:
             await self.close()
             raise
-        self._scheduler_stats = SchedulerStats(free_rows=capacity.max_rows, pages_total=capacity.num_pages - 1)
+        self._scheduler_stats = SchedulerStats(
+            free_rows=capacity.max_rows, pages_total=capacity.num_pages - 1
+        )
         self.state = "ready"
         self._watch()
 
@@ -143,9 +144,9 @@ class DynamicEngine(AbstractEngine):
 
         `options` are those of `Options`. Raises `RequestError`, `QueueFull`, `EngineClosed` or `EngineDied`.
         """
-        params, checked = _checked(params, options)
+        params, opts = checked(params, options)
         self._refuse_unless_ready()
-        return self._admit(await self._intake.accept(prompt, params, checked), params)
+        return self._admit(await self._intake.accept(prompt, params, opts), params)
 
     def _admit(self, request: Generate, params: SamplingParams) -> Response:
         self._refuse_unless_ready()
@@ -163,7 +164,7 @@ class DynamicEngine(AbstractEngine):
 
     async def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """The events of one answer. Leaving the loop, or cancelling the task, cancels the request."""
         if asyncio.get_running_loop() is not self._loop:
             async with aclosing(self._stream_from_afar(prompt, sampling_params, options)) as events:
@@ -229,13 +230,6 @@ class DynamicEngine(AbstractEngine):
 
     # Inside: starting
 
-    def _open_backend(self) -> Backend:
-        if not isinstance(self._model, (str, Path)):
-            return self._model
-        from ..weights.locate import open_backend
-
-        return open_backend(self._model)
-
     def _set_up(self) -> None:
         config = self.config
         context = min(self.backend.context_length, config.max_context or self.backend.context_length)
@@ -253,7 +247,9 @@ class DynamicEngine(AbstractEngine):
             )
 
         backend = self.backend
-        self._worker = Worker(lambda: backend.open_step(config), make_scheduler, self._inbox, self._post, self._clock)
+        self._worker = Worker(
+            lambda: backend.open_step(config), make_scheduler, self._inbox, self._post, self._clock
+        )
         self._worker.start()
 
     # Inside: the way back from the worker
@@ -408,8 +404,8 @@ class DynamicEngine(AbstractEngine):
         self._refuse_unless_ready()
         accepted: list[tuple[Prompt, SamplingParams, Generate]] = []
         for prompt, given in jobs:
-            params, checked = _checked(given, options)
-            accepted.append((prompt, params, await self._intake.accept(prompt, params, checked)))
+            params, opts = checked(given, options)
+            accepted.append((prompt, params, await self._intake.accept(prompt, params, opts)))
         window = asyncio.Semaphore(max(1, min(self.config.max_queued, 4 * self.config.max_rows)))
 
         async def run(prompt: Prompt, params: SamplingParams, request: Generate) -> dict[str, Any]:
@@ -434,30 +430,17 @@ class DynamicEngine(AbstractEngine):
 
     async def _stream_from_afar(
         self, prompt: Prompt, params: SamplingParams | None, options: dict[str, Any]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         events = self.stream(prompt, params, **options)
 
         async def advance() -> Event | None:
             return await anext(events, None)
 
         async def leave() -> None:
-            await events.aclose()  # type: ignore[attr-defined]  # stream is an async generator
+            await events.aclose()
 
         try:
             while (event := await self._hop(advance())) is not None:
                 yield event
         finally:
             await self._hop(leave())
-
-
-def _checked(params: SamplingParams | None, options: dict[str, Any]) -> tuple[SamplingParams, Options]:
-    if params is None:
-        params = SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidField("sampling_params", "SamplingParams", params)
-    unknown = sorted(set(options) - set(Options.__struct_fields__))
-    if unknown:
-        raise InvalidField("options", f"only {', '.join(Options.__struct_fields__)}", unknown[0])
-    return params, Options(**options)
-
-

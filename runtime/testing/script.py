@@ -1,16 +1,16 @@
 """Scripts: which reply a prompt gets, how fast, and what goes wrong. From a TOML file or from code.
 
-    name = "scripted"            # optional, as are all of these
-    context_length = 4096
-    max_rows = 32
+name = "scripted"            # optional, as are all of these
+context_length = 4096
+max_rows = 32
 
-    [[reply]]
-    match = "sky"                # found in the last user message, or in a plain prompt; empty matches all
-    text = "Rayleigh scattering."
-    first_token_s = 0.2          # delays
-    token_s = 0.02
-    fail_after = 5               # tokens, then the fault
-    fault = "request"            # this request fails; "step": all that run; "worker": the engine dies
+[[reply]]
+match = "sky"                # found in the last user message, or in a plain prompt; empty matches all
+text = "Rayleigh scattering."
+first_token_s = 0.2          # delays
+token_s = 0.02
+fail_after = 5               # tokens, then the fault
+fault = "request"            # this request fails; "step": all that run; "worker": the engine dies
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class ScriptedBackend:
             raise CannotServe(f"{num_pages} pages given, {needed} needed for one context of {context} tokens")
         performance = Performance(self.script, self._clock, self._sleep)
         capacity = Capacity(num_pages, PAGE_SIZE, rows)
-        step = ScriptedStep(capacity, performance.next_token, before=performance.start, after=performance.rest)
+        step = ScriptedStep(
+            capacity, performance.next_token, before=performance.start, after=performance.rest
+        )
         return step
 
 

@@ -139,14 +139,17 @@ class ScriptedStep:
         k = row.seat.sampling.logprobs or 0
         others = [t for t in range(k + 1) if t != token]
         top = [(token, -0.25), *((other, -2.0 - other) for other in others)][:k]
-        return TokenLogprobs(token, -0.25, tuple(top) + tuple((t, -9.0) for t in row.seat.sampling.logprob_token_ids))
+        return TokenLogprobs(
+            token, -0.25, tuple(top) + tuple((t, -9.0) for t in row.seat.sampling.logprob_token_ids)
+        )
 
     def _score(self, slot: int, start: int, count: int) -> tuple[TokenLogprobs | None, ...]:
         row = self._rows[slot]
         if row.seat.sampling.prompt_logprobs is None:
             return ()
         return tuple(
-            TokenLogprobs(row.tokens[position], -0.5) if position else None for position in range(start, start + count)
+            TokenLogprobs(row.tokens[position], -0.5) if position else None
+            for position in range(start, start + count)
         )
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:

@@ -1,0 +1,5 @@
+"""The name that Megatron-LM's users know."""
+
+from .static import StaticEngine
+
+MCoreEngine = StaticEngine

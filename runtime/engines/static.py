@@ -1,0 +1,170 @@
+"""A blocking engine for scripts, with the call that Megatron-LM's users know.
+
+It runs a `DynamicEngine` on a loop of its own, in a thread of its own. Only where that says that it cannot serve, or
+with `legacy=True`, a plain padded batch runs instead; any other error reaches the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from anyio.from_thread import start_blocking_portal
+
+from ..backend import Backend
+from ..config import EngineConfig
+from ..errors import CannotServe, EngineClosed, InvalidField
+from ..events import Event
+from ..intake import Prompt
+from ..params import SamplingParams
+from .abstract import AbstractEngine, Stats
+from .answers import each_prompt
+from .dynamic import DynamicEngine
+from .megatron import MegatronFields, megatron_fields
+from .padded import PaddedEngine
+
+logger = logging.getLogger("jitney")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class StaticEngine(AbstractEngine):
+    """Opens at once: `StaticEngine("smollm2-135m").generate(["Hello"], SamplingParams(max_tokens=8))`.
+
+    Use it as a context manager, or call `close`. Any thread may call it. Raises `ModelError`, and with
+    `legacy=False` falls back on `CannotServe` with one warning.
+    """
+
+    def __init__(
+        self, model: str | Path | Backend, config: EngineConfig | None = None, *, legacy: bool = False
+    ) -> None:
+        self._exits = ExitStack()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._portal = self._exits.enter_context(start_blocking_portal("asyncio"))
+        try:
+            self._engine = self._open(model, config, legacy)
+        except BaseException:
+            self._exits.close()
+            raise
+
+    def __enter__(self) -> StaticEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def backend(self) -> Backend:
+        return self._engine.backend
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> list[dict[str, Any]]:
+        """Whole answers as dicts, in the order of the prompts; the keys are those of `DynamicEngine.generate`.
+
+        Megatron's sampling fields go in as keywords or as one dict; each is honoured or refused by name. With
+        `return_segments` an answer also has `segments`, its tokens as text; with `return_prompt_tokens`,
+        `prompt_tokens`.
+        """
+        if isinstance(sampling_params, dict):
+            fields = {**sampling_params, **fields}
+            sampling_params = None
+        if not fields:
+            return self._call(self._engine.generate, prompts, sampling_params)
+        if sampling_params is not None:
+            raise InvalidField(
+                next(iter(fields)), "either SamplingParams or Megatron's fields, not both", sampling_params
+            )
+        wish = megatron_fields(fields)
+        pairs = [(prompt, self._ids(prompt, wish)) for prompt, _ in each_prompt(prompts, None)]
+        params = [wish.params(len(ids)) for _, ids in pairs]
+        answers = self._call(self._engine.generate, [ids for _, ids in pairs], params)
+        return [
+            self._shaped(answer, prompt, wish) for answer, (prompt, _) in zip(answers, pairs, strict=True)
+        ]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """The events of one answer, as they come. Leaving the loop cancels the request."""
+        events = self._engine.stream(prompt, sampling_params, **options)
+
+        async def advance() -> Event | None:
+            return await anext(events, None)
+
+        async def leave() -> None:
+            await events.aclose()
+
+        try:
+            while (event := self._call(advance)) is not None:
+                yield event
+        finally:
+            if not self._closed:
+                self._call(leave)
+
+    def cancel(self, response_id: str) -> bool:
+        return self._call(self._engine.cancel, response_id)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        return self._call(self._engine.drain, timeout_s)
+
+    def stats(self) -> Stats:
+        return self._engine.stats()
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._call(self._engine.close)
+                self._closed = True
+                self._exits.close()
+
+    def _open(
+        self, model: str | Path | Backend, config: EngineConfig | None, legacy: bool
+    ) -> DynamicEngine | PaddedEngine:
+        if not legacy:
+            engine = DynamicEngine(model, config)
+            try:
+                self._portal.call(engine.start)
+                return engine
+            except CannotServe as error:
+                logger.warning(
+                    "continuous batching cannot serve this model here (%s); padded batches instead", error
+                )
+        padded = PaddedEngine(model, config)
+        self._portal.call(padded.start)
+        return padded
+
+    def _call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise EngineClosed("the engine is closed")
+        return self._portal.call(partial(function, *args, **kwargs))
+
+    def _ids(self, prompt: Prompt, wish: MegatronFields) -> Sequence[int]:
+        """The prompt's token ids: `num_tokens_total` and `add_BOS` need them before the request is made."""
+        tokenizer = self.backend.tokenizer
+        if isinstance(prompt, str):
+            return (
+                tokenizer.encode(prompt)
+                if wish.add_BOS is None
+                else tokenizer.encode(prompt, add_bos=wish.add_BOS)
+            )
+        if prompt and isinstance(prompt[0], dict):
+            return tokenizer.encode_chat([message for message in prompt if isinstance(message, dict)])
+        return [token for token in prompt if isinstance(token, int)]
+
+    def _shaped(self, answer: dict[str, Any], prompt: Prompt, wish: MegatronFields) -> dict[str, Any]:
+        answer = {**answer, "prompt": prompt}
+        if wish.return_segments:
+            answer["segments"] = [self.backend.tokenizer.token_text(token) for token in answer["tokens"]]
+        if wish.return_prompt_tokens:
+            answer["prompt_tokens"] = answer["prompt_token_ids"]
+        return answer
