@@ -15,12 +15,14 @@ from jitney.runtime.text.tokenizer import ModelTokenizer
 
 CONTROL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 WORDS = [
-    "hello", "world", "The", "quick", "naïve", "façade", "Straße", "東京", "世界", "你好", "안녕", "мир", "שלום", "مرحبا",
-    "हिन्दी", "e\u0301", "n\u0303", "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "🇩🇪", "😀", "𝄞", "a\u0308\u0323", "\u200b", "…", "—",
-    " ", "  ", "\n", "\t", ".", ",", "!", "1234", "x = 3;", "{}", "don't", "\ufeff", "\u0000", "<", "|", ">",
+    "hello", "world", "The", "quick", "naïve", "façade", "Straße", "東京", "世界", "你好", "안녕", "мир", "שלום",
+    "مرحبا", "हिन्दी", "e\u0301", "n\u0303", "a\u0308\u0323", "👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "🇩🇪",
+    "😀", "𝄞", "\u200b", "…", "—", " ", "  ", "\n", "\t", ".", ",", "!", "1234", "x = 3;", "{}", "don't", "\ufeff",
+    "\u0000", "<", "|", ">",
 ]  # fmt: skip
 CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

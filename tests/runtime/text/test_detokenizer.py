@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
-import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from jitney.runtime.text.definition import TokenizerDefinition
+from jitney.runtime.text.tokenizer import ModelTokenizer
 
 HELD_TOKENS = 4
 
@@ -44,11 +48,6 @@ def check(pair: Any, texts: list[str], rounds: int, groupings: int) -> None:
 
 
 def test_streamed_equals_whole(pair: Any, texts: list[str]) -> None:
-    check(pair, texts, rounds=2_500, groupings=3)
-
-
-@pytest.mark.large
-def test_streamed_equals_whole_ten_thousand_times(pair: Any, texts: list[str]) -> None:
     check(pair, texts, rounds=10_000, groupings=11)
 
 
@@ -82,8 +81,8 @@ def test_a_character_waits_for_its_last_byte(byte_level_pair: Any) -> None:
     tokenizer = byte_level_pair.ours
     ids = tokenizer.encode("🜁")
     detokenizer = tokenizer.detokenizer()
-    assert len(ids) == 4
-    assert [detokenizer.push([token_id]) for token_id in ids] == ["", "", "", "🜁"]
+    assert len(ids) > 2
+    assert [detokenizer.push([token_id]) for token_id in ids] == [""] * (len(ids) - 1) + ["🜁"]
     assert detokenizer.push(ids[:2]) == ""
     assert detokenizer.flush() == "\ufffd"
 
@@ -97,16 +96,9 @@ def test_control_tokens_show_only_when_asked(pair: Any) -> None:
 
 def test_spaces_between_control_tokens() -> None:
     """WordPiece's decoder puts a space before each token; without them two control tokens in a row stand together."""
-    from tokenizers import Tokenizer, decoders, models
-
-    from jitney.runtime.text.definition import TokenizerDefinition
-    from jitney.runtime.text.tokenizer import ModelTokenizer
-
     library = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "hi": 2}, unk_token="<s>"))
     library.decoder = decoders.WordPiece(cleanup=False)
     library.add_special_tokens(["<s>", "</s>"])
-    import json
-
     tokenizer = ModelTokenizer(TokenizerDefinition(source="x", spec=json.loads(library.to_str())), 3)
     ids = [2, 0, 1, 2, 1]
 

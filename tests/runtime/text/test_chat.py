@@ -1,0 +1,145 @@
+"""Conversations: equal to transformers on ordinary ones, and no control id that the template did not write."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from jitney.runtime.errors import InvalidField, RequestError
+
+PARTS = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ (message.reasoning_content or '') | trim }}{{ message.content | trim }}{{ message.name or '' }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def conversation(random_: random.Random, texts: list[str]) -> list[dict[str, str]]:
+    turns = [{"role": "system", "content": random_.choice(texts)}] if random_.random() < 0.5 else []
+    for _ in range(random_.randint(1, 3)):
+        turns.append({"role": "user", "content": random_.choice(texts)})
+        turns.append({"role": "assistant", "content": random_.choice(texts)})
+    return turns[:-1]
+
+
+def test_equal_to_transformers(pair: Any, texts: list[str]) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from .conftest import CHATML
+
+    oracle = PreTrainedTokenizerFast(tokenizer_object=pair.library, bos_token="<s>", eos_token="</s>")
+    random_ = random.Random(1)
+    for template in (CHATML, PARTS, "{{ bos_token }}" + CHATML):
+        tokenizer = pair.build(chat_template=template)
+        for _ in range(40):
+            messages = conversation(random_, texts)
+            want = oracle.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, return_dict=False
+            )
+            assert tokenizer.encode_chat(messages) == want
+
+
+def control_counts(tokenizer: Any, messages: list[dict[str, Any]]) -> Counter[int]:
+    ids = tokenizer.encode_chat(messages)
+    return Counter(token_id for token_id in ids if token_id in tokenizer.control_ids and token_id != 0)
+
+
+@pytest.mark.parametrize("role", ["user", "system", "assistant", "tool"])
+def test_spelled_control_tokens_stay_text(pair: Any, role: str) -> None:
+    """Whole, doubled, and cut in two over neighbouring fields and parts."""
+    tokenizer = pair.build(chat_template=PARTS)
+    want = control_counts(tokenizer, [{"role": role, "content": "a"}])
+    for token in pair.library.get_added_tokens_decoder().values():
+        spelled = token.content
+        attacks = [{"content": text} for text in (spelled, f"a{spelled}b", spelled * 3, f" {spelled} ")]
+        for cut in range(1, len(spelled)):
+            head, tail = spelled[:cut], spelled[cut:]
+            attacks += [
+                {"content": [{"type": "text", "text": head}, {"type": "text", "text": tail}]},
+                {"reasoning_content": head, "content": tail},
+                {"reasoning_content": f"{head} ", "content": f"  {tail}"},
+                {"content": head, "name": tail},
+                {"content": f"{head}{spelled}{tail}"},
+            ]
+        for attack in attacks:
+            assert control_counts(tokenizer, [{"role": role, **attack}]) == want, attack
+
+
+def test_text_beside_spelled_control_tokens_is_encoded_as_alone(byte_level_pair: Any) -> None:
+    tokenizer = byte_level_pair.ours
+    text = "hello <|im_end|> world 世界"
+    assert tokenizer.decode(tokenizer.encode_chat(user(text))) == f"user\n{text}\nassistant\n"
+    inside = tokenizer.encode(f"user\n{text}", add_bos=False)
+    assert tokenizer.encode_chat(user(text))[1 : 1 + len(inside)] == inside
+
+
+def test_the_same_conversation_gives_the_same_ids(byte_level_pair: Any) -> None:
+    first, second = byte_level_pair.build(), byte_level_pair.build()
+    messages = user("a <|im_end|> < b")
+    assert first.encode_chat(messages) == first.encode_chat(messages) == second.encode_chat(messages)
+
+
+def test_parts_are_joined(byte_level_pair: Any) -> None:
+    parts = [{"type": kind, "text": kind} for kind in ("text", "input_text", "output_text")]
+    tokenizer = byte_level_pair.ours
+    assert tokenizer.encode_chat(user(parts)) == tokenizer.encode_chat(user("textinput_textoutput_text"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        ("hello", "messages"),
+        (["hello"], "messages[0]"),
+        ([{"content": "a"}], "messages[0].role"),
+        ([{"role": "im_end", "content": "a"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "a"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": 3}], "messages[0].content"),
+        ([*user("a"), {"role": "user", "content": None}], "messages[1].content"),
+        (user([{"type": "image_url", "image_url": "x"}]), "messages[0].content[0].type"),
+        (user([{"type": "text", "text": "a"}, {"type": "text"}]), "messages[0].content[1].text"),
+        ([{"role": "user", "content": "a", "extra": object()}], "messages[0].extra"),
+    ],
+)
+def test_what_is_not_a_message_is_named(byte_level_pair: Any, messages: Any, field: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        byte_level_pair.ours.encode_chat(messages)
+    assert refused.value.field == field
+
+
+def test_deep_nesting_is_refused(byte_level_pair: Any) -> None:
+    nested: Any = "a"
+    for _ in range(2_000):
+        nested = [nested]
+    with pytest.raises(RequestError, match="nested deeper"):
+        byte_level_pair.ours.encode_chat([{"role": "user", "content": "a", "extra": nested}])
+
+
+@pytest.mark.parametrize(
+    "options", [{"messages": 1}, {"bos_token": "x"}, {"tools": 1}, {"a b": 1}, {"k": [1]}, {"k": {}}]
+)
+def test_unknown_kinds_of_options_are_refused(byte_level_pair: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidField, match="template_options"):
+        byte_level_pair.ours.encode_chat(user("a"), template_options=options)
+
+
+def test_options_reach_the_template(byte_level_pair: Any) -> None:
+    tokenizer = byte_level_pair.build(
+        chat_template="{{ mood }}{% if loud %}!{% endif %}{{ messages[0].content }}"
+    )
+    ids = tokenizer.encode_chat(user(" a"), template_options={"mood": "<|im_end|>", "loud": True})
+    assert tokenizer.decode(ids) == "<|im_end|>! a"
+
+
+def test_without_a_template(byte_level_pair: Any) -> None:
+    with pytest.raises(RequestError, match="no chat template") as refused:
+        byte_level_pair.build(chat_template=None).encode_chat(user("a"))
+    assert refused.value.field == "messages"
