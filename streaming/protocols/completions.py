@@ -1,0 +1,129 @@
+"""`POST /v1/completions`: prompts as text or token ids, one or several, never templated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...runtime.batch import TokenLogprobs
+from ...runtime.errors import InvalidField
+from ...runtime.events import Event
+from .exchange import FINISH, Answer, Exchange, Opened
+from .fields import HARMLESS, HONOURED, Harmless, Refused, Table, check_model, honoured, parse, typed
+from .generate import SAMPLING, SCHEDULING, Envelope, sampling
+from .logprobs import columns
+
+MAX_PROMPTS = 64
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, which clients of this route count on."""
+
+FIELDS: Table = {
+    **SAMPLING,
+    **SCHEDULING,
+    "prompt": HONOURED,
+    "model": HONOURED,
+    "stream": HONOURED,
+    "stream_options": HONOURED,
+    "max_tokens": HONOURED,
+    "n": HONOURED,
+    "logprobs": HONOURED,
+    "echo": HONOURED,
+    "metadata": HARMLESS,
+    "best_of": Harmless((1,)),
+    "suffix": Harmless(("",)),
+    "prompt_logprobs": Refused("set echo and logprobs"),
+}
+
+_NAMES = {"n": "n", "max_tokens": "max_tokens", "logprobs": "logprobs"}
+
+
+class _Request(Envelope, kw_only=True):
+    prompt: str | list[Any]
+    echo: bool = False
+
+
+class Completion(Exchange):
+    id_prefix = "cmpl-"
+    plain_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, body: bytes, served_model: str) -> None:
+        fields = honoured(parse(body), FIELDS)
+        request = typed(fields, _Request)
+        check_model(request.model, served_model)
+        echoed = {"prompt_logprobs": fields["logprobs"]} if request.echo and "logprobs" in fields else {}
+        fields.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+        params = sampling(fields, _NAMES, **echoed)
+        self._echo = request.echo
+        self._prompts = _prompts(request.prompt)
+        self._offsets: dict[int, int] = {}
+        super().__init__(request, tuple(request.generate(prompt, params, {}) for prompt in self._prompts))
+
+    def begin(self, opened: Opened) -> bytes:
+        self._opened = opened
+        self._echoes = [self._text(prompt) if self._echo else "" for prompt in self._prompts]
+        return super().begin(opened)
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        waits = self.generates[0].params.prompt_logprobs is not None
+        return [_choice(index, self._echoes[index // self.n])] if self._echo and not waits else []
+
+    def feed(self, which: int, event: Event) -> bytes:
+        if event.kind != "prompt":
+            return super().feed(which, event)
+        return self._sse([self._scored(which * self.n + i, event) for i in range(self.n)])
+
+    def _scored(self, index: int, event: Event) -> dict[str, Any]:
+        """The chunk of the prompt's log-probabilities."""
+        echoed, scored = self._echoes[index // self.n], event.prompt_logprobs or ()
+        rest = sum(len(self.tokenizer.token_text(at.token_id)) for at in scored if at)
+        self.answers[index].prompt_logprobs = scored
+        self.answers[index].first_token = echoed[: max(0, len(echoed) - rest)]
+        return _choice(index, echoed, self._listed(index, scored))
+
+    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
+        logprobs = self._listed(index, event.logprobs)
+        if not (event.text or logprobs or event.finish_reason):
+            return []
+        finish = FINISH[event.finish_reason] if event.finish_reason else None
+        return [_choice(index, event.text, logprobs, finish=finish)]
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        self._offsets[index] = 0
+        logprobs = self._listed(index, [*answer.prompt_logprobs, *answer.logprobs])
+        return _choice(index, self._echoes[index // self.n] + answer.text, logprobs, finish=answer.finish)
+
+    def _listed(self, index: int, logprobs: Sequence[TokenLogprobs | None] | None) -> dict[str, Any] | None:
+        if not logprobs:
+            return None
+        first, offset = self.answers[index].first_token, self._offsets.get(index, 0)
+        table, self._offsets[index] = columns(logprobs, self.tokenizer, offset=offset, first=first)
+        return table
+
+    def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, skip_special_tokens=False)
+
+
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None = None, *, finish: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _prompts(given: str | list[Any]) -> list[str | list[int]]:
+    """A text, token ids, or a list of either."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(_is_id(item) for item in given):
+        return [given]
+    prompts = [
+        item for item in given if isinstance(item, str) or (isinstance(item, list) and all(map(_is_id, item)))
+    ]
+    if not 1 <= len(given) <= MAX_PROMPTS or len(prompts) != len(given):
+        expected = f"a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of these"
+        raise InvalidField("prompt", expected, given)
+    return prompts
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

@@ -1,0 +1,133 @@
+"""The command that every protocol decodes a request into, and the fields that all routes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ...runtime.errors import InvalidField, RequestError
+from ...runtime.intake import Prompt
+from ...runtime.params import SamplingParams
+from .fields import HONOURED, Harmless, Honoured, Table, honoured, typed
+
+SAMPLING: dict[str, Honoured] = dict.fromkeys(
+    (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_words",
+        "bad_token_ids",
+        "stop",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "min_tokens",
+        "ignore_eos",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "logprob_token_ids",
+    ),
+    HONOURED,
+)
+"""Honoured on every route, spelled as in `SamplingParams`. The values are checked there."""
+
+SCHEDULING: dict[str, Honoured] = dict.fromkeys(("priority", "deadline_ms", "cache_salt", "user"), HONOURED)
+"""Honoured on every route: when and for whom the request runs."""
+
+STREAM_OPTIONS: Table = {"include_usage": HONOURED, "include_obfuscation": Harmless((False,))}
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for the engine: the arguments of its `submit`."""
+
+    prompt: Prompt
+    params: SamplingParams
+    priority: int = 0
+    deadline_s: float | None = None
+    user: str = ""
+    cache_salt: str = ""
+    template_options: dict[str, Any] | None = None
+    spelled: dict[str, str] = {}
+    """What the client calls the fields that the engine may name in an error."""
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `submit`."""
+        return {field: getattr(self, field) for field in _OPTIONS}
+
+
+_OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options")
+
+
+class Envelope(msgspec.Struct, kw_only=True):
+    """What a request says beside its prompt and its sampling, on every route."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    user: str = ""
+    priority: int = 0
+    deadline_ms: float | None = None
+    cache_salt: str = ""
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
+        if self.deadline_ms is not None and not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
+            raise InvalidField("deadline_ms", "a positive number of milliseconds", self.deadline_ms)
+        return Generate(
+            prompt=prompt,
+            params=params,
+            priority=self.priority,
+            deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000,
+            user=self.user,
+            cache_salt=self.cache_salt,
+            template_options=self.chat_template_kwargs,
+            spelled={"deadline_s": "deadline_ms", **spelled},
+        )
+
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        options = honoured(self.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
+        return typed(options, _StreamOptions, at="stream_options.").include_usage
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+def sampling(body: Mapping[str, Any], names: Mapping[str, str], **fixed: Any) -> SamplingParams:
+    """The sampling fields of an honoured body, and `fixed` ones. `names` maps the route's own fields to ours.
+
+    Raises `RequestError` naming the field as the client spelled it."""
+    values = {name: body[name] for name in SAMPLING if name in body}
+    if "logit_bias" in values:
+        values["logit_bias"] = _bias(values["logit_bias"])
+    theirs: dict[str, str] = {}
+    for name, ours in names.items():
+        if name in body and ours in theirs:
+            raise RequestError(f"{name}: {theirs[ours]} is set as well; send one of the two", field=name)
+        if name in body:
+            theirs[ours] = name
+            values[ours] = body[name]
+    try:
+        return SamplingParams(**values, **fixed)
+    except RequestError as exc:
+        field = exc.field or ""
+        if theirs.get(field, field) == field:
+            raise
+        raise RequestError(str(exc).replace(field, theirs[field], 1), field=theirs[field]) from None
+
+
+def _bias(value: Any) -> Any:
+    """JSON has string keys only: those that are token ids become integers, the rest is refused by name later."""
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if key.isdecimal() and len(key) < 20 else key: bias for key, bias in value.items()}

@@ -1,0 +1,132 @@
+"""Running the app on uvicorn until a signal: the one place of the package that touches signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from .service import Service
+
+logger = logging.getLogger("jitney.streaming")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FLUSH_S = 5
+"""How long uvicorn may take to close connections once they have been told to."""
+
+
+async def serve(
+    app: Starlette,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    drain_s: float = 30.0,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve an app of `create_app` until SIGINT or SIGTERM, or until cancelled.
+
+    On a signal new requests get 503 while open answers have `drain_s` to end; then sockets close with 1012. A second
+    signal ends the wait. `on_ready` is called with the URL once connections are accepted; port 0 picks a free one.
+    Raises `OSError` where the address cannot be had.
+    """
+    listener = _listen(host, port)
+    server = _Server(_config(app))
+    with _signals() as stop:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await _first(running, server.accepting)
+            if on_ready is not None and server.accepting.is_set():
+                on_ready(_url(host, listener))
+            await _first(running, stop)
+            if not running.done():
+                await _drain(app.state.service, drain_s, stop)
+        finally:
+            server.should_exit = True
+            await running
+
+
+async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
+    logger.info("draining for at most %g s", drain_s)
+    stop.clear()
+    draining = asyncio.create_task(service.drain(drain_s))
+    await _first(draining, stop)
+    if draining.cancel() or not draining.result():
+        logger.warning("closing with answers open")
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="auto",
+        ws="websockets-sansio",
+        ws_max_size=app.state.service.max_frame_bytes,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=FLUSH_S,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers. `accepting` is set once connections are accepted."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that is set by each signal; the former handlers are back afterwards."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def handle(number: int, frame: object) -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    former = {number: signal.signal(number, handle) for number in SIGNALS if is_main}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+async def _first(task: asyncio.Task[Any], event: asyncio.Event) -> None:
+    """Wait for the end of `task` or for the event."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"

@@ -1,0 +1,141 @@
+"""The app: OpenAI's routes over one engine. Plain ASGI, so it runs alone or mounts under a prefix of a host app.
+
+It touches no signal, no logging set-up and no global. It does not own the engine unless told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from ..runtime.errors import JitneyError
+from .guard import Guard
+from .http import ExchangeRoute, http_response
+from .protocols.chat import ChatCompletion
+from .protocols.completions import Completion
+from .protocols.errors import invalid, refusal
+from .protocols.fields import check_model
+from .service import Service
+from .websocket import ResponsesSocket
+
+if TYPE_CHECKING:
+    from ..runtime.engines.dynamic import DynamicEngine
+
+STALLED_S = 30.0
+"""A step older than this makes the server not ready."""
+
+
+def create_app(
+    engine: DynamicEngine,
+    *,
+    served_model_name: str | None = None,
+    api_key: str | None = None,
+    allow_origins: Sequence[str] = (),
+    allow_hosts: Sequence[str] = (),
+    owns_engine: bool = False,
+    max_body_bytes: int = 8 * 2**20,
+    max_frame_bytes: int = 2**20,
+) -> Starlette:
+    """An app that serves `engine` on the loop that started it.
+
+    With `owns_engine` the app's lifespan starts and closes it; a mounted app has no lifespan, there the host does.
+    `allow_origins` are further browser origins, such as "https://example.com"; `allow_hosts` are further Host headers
+    on a loopback address without a key, such as those that a proxy on this machine sends.
+    """
+    service = Service(
+        engine, served_model_name, max_body_bytes=max_body_bytes, max_frame_bytes=max_frame_bytes
+    )
+    routes = _Routes(service)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", ExchangeRoute(service, ChatCompletion), methods=["POST"]),
+            Route("/v1/completions", ExchangeRoute(service, Completion), methods=["POST"]),
+            WebSocketRoute("/v1/responses", routes.responses),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{model:path}", routes.model),
+            Route("/live", routes.live),
+            Route("/ready", routes.ready),
+        ],
+        middleware=[Middleware(Guard, api_key, allow_origins, allow_hosts)],
+        exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},
+        lifespan=_owning(engine) if owns_engine else None,
+    )
+    app.state.service = service
+    return app
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._created = int(time())
+
+    async def responses(self, websocket: WebSocket) -> None:
+        try:
+            socket = ResponsesSocket(self._service, websocket)
+        except JitneyError as exc:
+            await websocket.send_denial_response(http_response(refusal(exc)))
+            return
+        await socket.run()
+
+    async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        check_model(request.path_params["model"], self._service.model)
+        return _json(self._model())
+
+    async def live(self, request: Request) -> Response:
+        return _json({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        stats = self._service.engine.stats()
+        is_ready = stats.state == "ready" and stats.step_age_s < STALLED_S
+        status = "stalled" if stats.state == "ready" and not is_ready else stats.state
+        return _json({"status": status, "step_age_s": stats.step_age_s}, 200 if is_ready else 503)
+
+    def _model(self) -> dict[str, Any]:
+        length = self._service.engine.context_length
+        return {
+            "id": self._service.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "jitney",
+            "max_model_len": length,
+        }
+
+
+def _owning(engine: DynamicEngine) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with engine:
+            yield
+
+    return lifespan
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    message = f"{request.method} {request.url.path}: {exc.detail}"
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(exc.status_code, "invalid_request")
+    answer = http_response(invalid(message, code=code, status=exc.status_code))
+    answer.headers.update(exc.headers or {})
+    return answer
+
+
+async def _jitney_error(request: Request, exc: Exception) -> Response:
+    return http_response(refusal(exc))

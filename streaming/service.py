@@ -1,0 +1,80 @@
+"""What every route of one app shares: the engine, the name it is served under, and the answers under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..runtime.backend import Backend
+from ..runtime.errors import EngineClosed, RequestError
+from .protocols.generate import Generate
+
+if TYPE_CHECKING:
+    from ..runtime.engines.dynamic import DynamicEngine
+    from ..runtime.response import Response
+
+
+class Service:
+    def __init__(
+        self,
+        engine: DynamicEngine,
+        served_model_name: str | None,
+        *,
+        max_body_bytes: int,
+        max_frame_bytes: int,
+    ) -> None:
+        self.engine = engine
+        self.max_body_bytes = max_body_bytes
+        self.max_frame_bytes = max_frame_bytes
+        self._served_model_name = served_model_name
+        self._num_answers = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def backend(self) -> Backend:
+        """Raises `EngineClosed` before the engine has started."""
+        backend: Backend | None = getattr(self.engine, "backend", None)
+        if backend is None:
+            raise EngineClosed(f"the engine is {self.engine.state}")
+        return backend
+
+    @property
+    def model(self) -> str:
+        """The one name that requests may ask for. Raises `EngineClosed` before the engine has started."""
+        return self._served_model_name or self.backend.name
+
+    async def submit(self, generate: Generate, response_id: str | None = None) -> Response:
+        """Raises what the engine's `submit` raises, with fields named as the client spelled them."""
+        options = generate.options()
+        try:
+            return await self.engine.submit(
+                generate.prompt, generate.params, response_id=response_id, **options
+            )
+        except RequestError as exc:
+            exc.field = generate.spelled.get(exc.field or "", exc.field)
+            raise
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around everything between a request and the last byte of its answer."""
+        self._num_answers += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_answers -= 1
+            if not self._num_answers:
+                self._idle.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse what is new, and wait until the last byte of what is open is sent. False if the time passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.engine.drain()
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,113 @@
+"""One `/v1/responses` socket: a reader that never waits for anything else, a writer for its replies, a task a turn.
+
+The reader must always be receiving: a server that is not sees neither a cancel nor a pong, and its own keep-alive
+then kills a healthy stream. So the reader only feeds the session and starts what it says. Each turn's task follows
+its log and sends at the pace of the socket; a client that reads slowly lags in the log and holds up nobody. Replies
+to bad frames go through a short queue, and a client that fills it without reading is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import time
+from uuid import uuid4
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..runtime.response import Response
+from .protocols.errors import refusal
+from .protocols.session import Action, Begin, ResponsesSession, Stop, Turn
+from .service import Service
+
+MAX_UNREAD_REPLIES = 256
+TOO_BIG, POLICY = 1009, 1008
+CLOSE_S = 5
+"""How long a client that is cut off may take to read what it was sent before."""
+
+
+class ResponsesSocket:
+    def __init__(self, service: Service, websocket: WebSocket) -> None:
+        self._service = service
+        self._websocket = websocket
+        self._open: dict[str, Response] = {}
+        self._replies, self._unsent = anyio.create_memory_object_stream[bytes](MAX_UNREAD_REPLIES)
+        self._session = ResponsesSession(
+            service.model, service.backend.tokenizer, new_id=lambda: f"resp_{uuid4().hex}", clock=time
+        )
+
+    async def run(self) -> None:
+        """Serve the socket until either side closes it; what is then open is cancelled."""
+        await self._websocket.accept()
+        with self._replies, self._unsent:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write_replies)
+                code = await self._read(tasks)
+                tasks.cancel_scope.cancel()
+        if code is not None:
+            with anyio.move_on_after(CLOSE_S):
+                await self._websocket.close(code)
+
+    async def _read(self, tasks: TaskGroup) -> int | None:
+        """Feeds the session until the client leaves (None), or must be cut off (a close code)."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            frame = message.get("text") or message.get("bytes") or b""
+            if len(frame) > self._service.max_frame_bytes:
+                return TOO_BIG
+            for action in self._session.receive(frame):
+                if not isinstance(action, bytes):
+                    self._start(tasks, action)
+                elif self._replies.statistics().current_buffer_used >= MAX_UNREAD_REPLIES:
+                    return POLICY
+                else:
+                    self._replies.send_nowait(action)
+
+    async def _write_replies(self) -> None:
+        async for frame in self._unsent:
+            await self._send(frame)
+
+    def _start(self, tasks: TaskGroup, action: Begin | Stop) -> None:
+        if isinstance(action, Begin):
+            tasks.start_soon(self._run_turn, tasks, action)
+        elif action.turn.id in self._open:
+            self._open[action.turn.id].cancel()
+
+    async def _perform(self, tasks: TaskGroup, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, bytes):
+                await self._send(action)
+            else:
+                self._start(tasks, action)
+
+    async def _run_turn(self, tasks: TaskGroup, begin: Begin) -> None:
+        turn = begin.turn
+        with self._service.answering():
+            try:
+                response = await self._service.submit(begin.generate, turn.id)
+            except Exception as exc:
+                await self._perform(tasks, self._session.refused(turn, refusal(exc)))
+                return
+            self._open[turn.id] = response
+            try:
+                await self._follow(tasks, turn, response)
+            finally:
+                response.cancel()
+                del self._open[turn.id]
+
+    async def _follow(self, tasks: TaskGroup, turn: Turn, response: Response) -> None:
+        if turn.is_cancelled:  # while it was being tokenised
+            response.cancel()
+        await self._perform(tasks, self._session.began(turn))
+        async for event in response.events():
+            await self._perform(tasks, self._session.feed(turn, event))
+
+    async def _send(self, frame: bytes) -> None:
+        try:
+            await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
+        except (WebSocketDisconnect, RuntimeError):
+            # The socket is closing; the reader sees it too and cancels this task.
+            await anyio.sleep_forever()

@@ -1,0 +1,74 @@
+"""A scripted engine behind a real server on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from jitney.runtime import DynamicEngine, EngineConfig
+from jitney.runtime.testing import Reply, Script, ScriptedBackend
+from jitney.streaming import create_app
+from jitney.streaming.serve import serve
+
+SLOW = Reply(match="slow", text="tick " * 400, token_s=0.005)
+REPLIES = [
+    Reply(match="sky", text="Rayleigh scattering."),
+    Reply(match="broken", text="half an answer", fail_after=6),
+    SLOW,
+]
+
+
+@asynccontextmanager
+async def scripted_engine(*replies: Reply, **config: Any) -> AsyncIterator[DynamicEngine]:
+    script = Script(reply=[*replies, *REPLIES], context_length=8192)
+    async with DynamicEngine(ScriptedBackend(script), EngineConfig(**config)) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def server(app: Any, **options: Any) -> AsyncIterator[str]:
+    """The URL of `app`, while it is served."""
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(serve(app, port=0, on_ready=ready.set_result, **options))
+    await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield ready.result()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+class Serving:
+    """What `serving` gives: the engine, the app and its URL."""
+
+    def __init__(self, engine: DynamicEngine, app: Any, url: str) -> None:
+        self.engine = engine
+        self.app = app
+        self.url = url
+
+    async def until(self, condition: Callable[[Any], bool]) -> None:
+        """Until the engine's stats satisfy `condition`."""
+        async with asyncio.timeout(5):
+            while not condition(self.engine.stats()):
+                await asyncio.sleep(0.002)
+
+    async def until_idle(self) -> None:
+        await self.until(lambda stats: stats.running == stats.waiting == stats.kv_pages_used == 0)
+
+
+@pytest.fixture
+def serving() -> Any:
+    """`async with serving(replies, api_key=..., config={...}) as served:`"""
+
+    @asynccontextmanager
+    async def start(*replies: Reply, config: Any = None, **options: Any) -> AsyncIterator[Serving]:
+        async with scripted_engine(*replies, **(config or {})) as engine:
+            app = create_app(engine, **options)
+            async with server(app) as url:
+                yield Serving(engine, app, url)
+
+    return start
