@@ -10,7 +10,8 @@ import asyncio
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -19,35 +20,109 @@ import msgspec
 from ...runtime.config import EngineConfig
 from ...runtime.errors import JitneyError
 from ...runtime.params import SamplingParams
-from .workload import Job, Measured
+from .workload import EngineName, Job, Measured
 
 WARM_UP_TOKENS = 8
 
+Run = Callable[[list[list[int]], list[int]], list[int]]
+"""Prompts, and how many tokens each answer has; gives how many each got. Greedy, past any end id."""
+
 
 def measure(job: Job) -> Measured:
-    """Raises `JitneyError` where the model cannot be loaded."""
-    run = {"dynamic": _dynamic, "static": _static, "transformers": _transformers}[job.engine]
-    started = time.monotonic()
-    seconds, load_s = run(job, started)
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in ("torch", "transformers") if name in sys.modules}
-    num_tokens = sum(output for _, output in job.sizes())
+    """Raises `JitneyError` where the model cannot be loaded, or an answer has not the length that was asked for."""
+    begun = time.monotonic()
+    with LOADERS[job.engine](job) as (run, vocab_size):
+        prompts, lengths = job.prompts(vocab_size), job.output_lengths()
+        run(prompts[: job.batch], [WARM_UP_TOKENS] * len(prompts[: job.batch]))
+        load_s = time.monotonic() - begun
+        seconds = [_timed(job, run, prompts, lengths) for _ in range(job.repeats)]
     return Measured(
         engine=job.engine,
         quantize=job.quantize,
         seconds=seconds,
-        num_tokens=num_tokens,
+        num_tokens=sum(lengths),
         load_s=load_s,
-        versions=versions,
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers") if name in sys.modules},
     )
 
 
-def _params(job: Job) -> list[SamplingParams]:
-    return [_exactly(output) for _, output in job.sizes()]
+def _timed(job: Job, run: Run, prompts: list[list[int]], lengths: list[int]) -> float:
+    begun = time.monotonic()
+    counts = run(prompts, lengths)
+    seconds = time.monotonic() - begun
+    if counts != lengths:
+        raise JitneyError(f"{job.engine}: expected answers of {lengths} tokens, got {counts}")
+    return seconds
 
 
-def _exactly(num_tokens: int) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, repetition_penalty=1.0)
+@contextmanager
+def _dynamic(job: Job) -> Iterator[tuple[Run, int]]:
+    from ...runtime import DynamicEngine
+
+    engine = DynamicEngine(job.model, _config(job))
+    with asyncio.Runner() as runner:
+        runner.run(engine.start())
+        try:
+
+            def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
+                return _counts(runner.run(engine.generate(prompts, _params(lengths))))
+
+            yield run, engine.backend.vocab_size
+        finally:
+            runner.run(engine.close())
+
+
+@contextmanager
+def _static(job: Job) -> Iterator[tuple[Run, int]]:
+    from ...runtime import StaticEngine
+
+    with StaticEngine(job.model, _config(job), legacy=True) as engine:
+
+        def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
+            return _counts(engine.generate(prompts, _params(lengths)))
+
+        yield run, engine.backend.vocab_size
+
+
+@contextmanager
+def _transformers(job: Job) -> Iterator[tuple[Run, int]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    dtype = job.dtype if job.dtype == "auto" else getattr(torch, job.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(_directory(job.model), dtype=dtype)
+
+    def run_batch(prompts: list[list[int]], lengths: list[int]) -> list[int]:
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        output = model.generate(
+            input_ids=torch.tensor(
+                [[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+            ),
+            attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+            min_new_tokens=max(lengths),
+            max_new_tokens=max(lengths),
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return [min(output.shape[1] - longest, length) for length in lengths]
+
+    def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
+        starts = range(0, len(prompts), job.batch)
+        batches = (slice(start, start + job.batch) for start in starts)
+        return [count for batch in batches for count in run_batch(prompts[batch], lengths[batch])]
+
+    yield run, model.config.vocab_size
+
+
+LOADERS: dict[EngineName, Callable[[Job], AbstractContextManager[tuple[Run, int]]]] = {
+    "dynamic": _dynamic,
+    "static": _static,
+    "transformers": _transformers,
+}
 
 
 def _config(job: Job) -> EngineConfig:
@@ -57,108 +132,29 @@ def _config(job: Job) -> EngineConfig:
         max_rows=job.batch,
         num_threads=job.threads,
         prefix_cache=False,
-        max_queued=max(1024, job.num_requests),
     )
 
 
-def _dynamic(job: Job, started: float) -> tuple[list[float], float]:
-    from ...runtime import DynamicEngine
-
-    async def run() -> tuple[list[float], float]:
-        async with DynamicEngine(job.model, _config(job)) as engine:
-            prompts = job.prompts(engine.backend.vocab_size)
-            await engine.generate(prompts[: job.batch], _exactly(WARM_UP_TOKENS))
-            loaded = time.monotonic()
-            seconds = []
-            for _ in range(job.repeats):
-                begun = time.monotonic()
-                answers = await engine.generate(prompts, _params(job))
-                seconds.append(time.monotonic() - begun)
-                _check(job, [len(answer["tokens"]) for answer in answers])
-            return seconds, loaded - started
-
-    return asyncio.run(run())
+def _params(lengths: list[int]) -> list[SamplingParams]:
+    return [
+        SamplingParams(temperature=0.0, repetition_penalty=1.0, max_tokens=length, ignore_eos=True)
+        for length in lengths
+    ]
 
 
-def _static(job: Job, started: float) -> tuple[list[float], float]:
-    from ...runtime import StaticEngine
-    from ...runtime.weights.locate import open_backend
-
-    prompts = job.prompts(open_backend(job.model).vocab_size)
-    with StaticEngine(job.model, _config(job), legacy=True) as engine:
-
-        def run(chosen: list[list[int]], params: list[SamplingParams]) -> list[int]:
-            return [len(answer["tokens"]) for answer in engine.generate(chosen, params)]
-
-        return _in_batches(job, started, prompts, run)
-
-
-def _transformers(job: Job, started: float) -> tuple[list[float], float]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    dtype = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}[job.dtype]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(_directory(job.model), dtype=dtype)
-    model = loaded.eval()
-    prompts = job.prompts(model.config.vocab_size)
-
-    def run(chosen: list[list[int]], params: list[SamplingParams]) -> list[int]:
-        longest = max(len(prompt) for prompt in chosen)
-        steps = max(p.max_tokens or 0 for p in params)
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in chosen])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in chosen])
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=steps,
-                min_new_tokens=steps,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return [min(out.shape[1] - longest, p.max_tokens or 0) for p in params]
-
-    return _in_batches(job, started, prompts, run)
+def _counts(answers: list[dict[str, Any]]) -> list[int]:
+    return [len(answer["tokens"]) for answer in answers]
 
 
 def _directory(model: str) -> str:
+    """Where transformers finds the model: the default one lies converted in the cache."""
     from ...runtime.weights import default_model
 
     return str(default_model.default_model()) if model.lower() in default_model.NAMES else model
 
 
-def _in_batches(
-    job: Job,
-    started: float,
-    prompts: list[list[int]],
-    run: Callable[[list[list[int]], list[SamplingParams]], list[int]],
-) -> tuple[list[float], float]:
-    """Static batching: `batch` requests at a time, in their order, each batch as long as its longest answer."""
-    params = _params(job)
-    size = job.batch
-    run(prompts[:size], [_exactly(WARM_UP_TOKENS)] * len(prompts[:size]))
-    loaded = time.monotonic()
-    seconds = []
-    for _ in range(job.repeats):
-        begun = time.monotonic()
-        counts: list[int] = []
-        for at in range(0, len(prompts), size):
-            counts += run(prompts[at : at + size], params[at : at + size])
-        seconds.append(time.monotonic() - begun)
-        _check(job, counts)
-    return seconds, loaded - started
-
-
-def _check(job: Job, counts: list[int]) -> None:
-    expected = [output for _, output in job.sizes()]
-    if counts != expected:
-        raise JitneyError(f"{job.engine}: expected answers of {expected} tokens, got {counts}")
-
-
 def main() -> None:
-    """Measure the job on standard input. Status 2 and one line on standard error where it cannot run."""
+    """Measure the job on standard input. One line on standard error and status 1 where it cannot run."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     try:
         measured = measure(job)

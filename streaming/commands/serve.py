@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...runtime.errors import InvalidField
+from ...runtime.errors import InvalidField, JitneyError
 from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Dtype, MaxRows, Model, Quantize, Scripted, Threads, num_bytes
 
@@ -31,6 +32,13 @@ def serve(
     insecure_no_key: Annotated[
         bool, typer.Option("--insecure-no-key", help="Listen on a network address without a key.")
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A browser origin to let in, such as https://example.com; repeatable."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further Host header to accept without a key; repeatable.")
+    ] = None,
     scripted: Scripted = None,
     quantize: Quantize = None,
     dtype: Dtype = "auto",
@@ -61,25 +69,33 @@ def serve(
         kv_cache_bytes=kv_cache_bytes,
         num_threads=threads,
     )
-    asyncio.run(_serve(model, scripted, config, served_model_name, api_key, host, port, drain_s))
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("jitney").setLevel(logging.INFO)
+    app_options = {
+        "served_model_name": served_model_name,
+        "api_key": api_key,
+        "allow_origins": allow_origin or (),
+        "allow_hosts": allow_host or (),
+    }
+    address = {"host": host, "port": port, "drain_s": drain_s}
+    try:
+        asyncio.run(_serve(model, scripted, config, app_options, address))
+    except OSError as error:
+        raise JitneyError(f"cannot serve at {host}, port {port}: {error}") from error
 
 
 async def _serve(
     model: str,
     scripted: Path | None,
     config: EngineConfig,
-    served_model_name: str | None,
-    api_key: str | None,
-    host: str,
-    port: int,
-    drain_s: float,
+    app_options: dict[str, Any],
+    address: dict[str, Any],
 ) -> None:
     from ..serve import serve as run_server
     from ..server import create_app
 
     async with opened(model, scripted, config) as engine:
-        app = create_app(engine, served_model_name=served_model_name, api_key=api_key)
-        await run_server(app, host=host, port=port, drain_s=drain_s, on_ready=_announce)
+        await run_server(create_app(engine, **app_options), on_ready=_announce, **address)
 
 
 def _announce(url: str) -> None:

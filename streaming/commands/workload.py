@@ -18,6 +18,9 @@ class Lengths(msgspec.Struct, frozen=True):
     low: int
     high: int
 
+    def draw(self, count: int, random: random.Random) -> list[int]:
+        return [random.randint(self.low, self.high) for _ in range(count)]
+
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
@@ -49,18 +52,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     quantize: Literal["int8"] | None = None
     threads: int | None = None
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """Prompt and answer lengths, the same for every engine."""
-        draw = random.Random(self.seed)
-        return [
-            (draw.randint(self.input.low, self.input.high), draw.randint(self.output.low, self.output.high))
-            for _ in range(self.num_requests)
-        ]
+    def output_lengths(self) -> list[int]:
+        """Tokens of each answer: the same for every engine."""
+        return self.output.draw(self.num_requests, random.Random(self.seed))
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
-        """Random token ids of those lengths; no two prompts share a prefix worth caching."""
+        """Random token ids: the same for every engine that agrees on the size of the vocabulary."""
         draw = random.Random(self.seed + 1)
-        return [[draw.randrange(vocab_size) for _ in range(length)] for length, _ in self.sizes()]
+        return [
+            [draw.randrange(vocab_size) for _ in range(n)] for n in self.input.draw(self.num_requests, draw)
+        ]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from typer.testing import Result
+
 from jitney.runtime import Event, SamplingParams
 from jitney.runtime.errors import ContextLengthExceeded, GenerationFailed, RequestError
 from jitney.streaming.commands.chat import Conversation
-from typer.testing import Result
 
 Jitney = Callable[..., Result]
 

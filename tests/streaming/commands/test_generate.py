@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
+
 from jitney.runtime.errors import RequestError
 from jitney.streaming.commands import generate
 from jitney.streaming.commands.jsonl import read_request, requests, take_up
-from typer.testing import Result
 
 Jitney = Callable[..., Result]
 
