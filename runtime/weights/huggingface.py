@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..errors import ModelError
 from ..text.definition import TokenizerDefinition
 from .checkpoint import Checkpoint
 from .generation import generation_defaults
 from .hf_config import hf_config
+from .json_file import read_object
 from .safetensors_weights import SafetensorsWeights
 
-MAX_JSON_BYTES = 256 * 2**20
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -38,16 +36,6 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             str(settings_path), settings, fields.get("eos_token_id"), tokenizer.special_id("eos_token")
         ),
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `ModelError`."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {path.stat().st_size}")
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise ModelError(f"{path}: expected a JSON object: {error}") from error
 
 
 def _tokenizer(directory: Path) -> TokenizerDefinition:

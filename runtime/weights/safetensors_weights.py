@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from ..errors import ModelError
+from .json_file import decoded, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +81,7 @@ def _files(directory: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise ModelError(f"{directory}: expected model.safetensors or {index.name}, found neither")
-    try:
-        listed = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
-    except (msgspec.DecodeError, OSError) as error:
-        raise ModelError(f"{index}: {error}") from error
-    names = list(dict.fromkeys(listed))
+    names = list(dict.fromkeys(read_json(index, _Index).weight_map.values()))
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
             raise ModelError(f"{index}: the shard {name!r} is not a file beside it")
@@ -103,11 +100,12 @@ def _header(path: Path) -> dict[str, _Entry]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ModelError(f"{path}: expected a header of 2 to {size - 8} bytes, found {length}")
-            raw = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
-        raw.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
-    except (msgspec.DecodeError, OSError, RecursionError) as error:
-        raise ModelError(f"{path}: not a well-formed safetensors header: {error}") from error
+            text = file.read(length)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    raw = decoded(path, text, dict[str, msgspec.Raw])
+    raw.pop("__metadata__", None)
+    entries = {name: decoded(path, entry, _Entry) for name, entry in raw.items()}
     for name, entry in entries.items():
         _check(path, name, entry, size - 8 - length)
     return entries
