@@ -2,8 +2,9 @@
 
 Ownership. The step and the scheduler are created, used and dropped on this thread and are visible to no other. What
 comes in are commands through the inbox; what goes out are frozen news through `post`, which must be callable from
-this thread, must not block, and receives `Opened` once, then one `Report` a step, then `Stopped` exactly once,
-whatever happens. `heartbeat` is the one value that another thread reads: a float, written here alone.
+this thread, must not block, and receives `Opened` once, then one `Report` a turn (also after a turn that only heard
+a cancel: the loop must learn of the seats), then `Stopped` exactly once, whatever happens. `heartbeat` and `is_busy`
+are the only values that another thread reads; they are written here alone.
 
 Failure. A step that raises loses the rows it was computing: they end with an error, the rest goes on. After
 `MAX_FAILURES` raises without a committed step between them the step is taken to be broken, and the worker ends.
@@ -74,8 +75,7 @@ class Worker:
             while self._obey(loop):
                 outputs = loop.turn(self._clock())
                 self.heartbeat = self._clock()
-                if outputs is not None:
-                    self._post(Report(outputs, loop.scheduler.stats()))
+                self._post(Report(outputs or [], loop.scheduler.stats()))
         finally:
             step.close()
 
