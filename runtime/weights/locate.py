@@ -34,7 +34,7 @@ def open_backend(model: str | Path) -> Backend:
     path = Path(model)
     if isinstance(model, str) and model.lower() in default_model.NAMES:
         return open_directory(default_model.default_model(), default_model.NAMES[0])
-    if path.is_dir():
+    if str(model) and path.is_dir():
         return open_directory(path, path.resolve().name)
     if path.suffix == ".gguf":
         return _open_gguf(path)

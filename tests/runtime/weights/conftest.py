@@ -25,7 +25,7 @@ def tiny_model(family: str, **options: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**TINY, **options)
+    config = getattr(transformers, f"{family}Config")(**{**TINY, **options})
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", ".bias")):
