@@ -98,7 +98,7 @@ def _table(job: Job, results: list[Measured]) -> Table:
         caption=f"Median of {job.repeats} and range; {job.batch} rows at a time; {_num_cores()} cores.",
     )
     base = results[-1]
-    for heading in ("engine", "tokens/s", "range", "seconds", f"against {base.engine}"):
+    for heading in ("engine", "tokens/s", "range", "seconds", f"x {base.engine}"):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     for result in results:
         rates = _rates(result)
