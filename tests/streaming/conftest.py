@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
+import uvicorn
 
 from jitney.runtime import DynamicEngine, EngineConfig
 from jitney.runtime.testing import Reply, Script, ScriptedBackend
@@ -52,9 +54,10 @@ class Serving:
 
     async def until(self, condition: Callable[[Any], bool]) -> None:
         """Until the engine's stats satisfy `condition`."""
-        async with asyncio.timeout(5):
+        with anyio.move_on_after(5):
             while not condition(self.engine.stats()):
                 await asyncio.sleep(0.002)
+        assert condition(self.engine.stats()), self.engine.stats()
 
     async def until_idle(self) -> None:
         await self.until(lambda stats: stats.running == stats.waiting == stats.kv_pages_used == 0)
@@ -70,5 +73,26 @@ def serving() -> Any:
             app = create_app(engine, **options)
             async with server(app) as url:
                 yield Serving(engine, app, url)
+
+    return start
+
+
+@pytest.fixture
+def serve_app() -> Any:
+    """`async with serve_app(app) as url:` runs any app as a host program would, on uvicorn alone."""
+
+    @asynccontextmanager
+    async def start(app: Any) -> AsyncIterator[str]:
+        config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="websockets-sansio")
+        host = uvicorn.Server(config)
+        running = asyncio.create_task(host.serve())
+        async with asyncio.timeout(5):
+            while not host.started:
+                await asyncio.sleep(0.002)
+        try:
+            yield "http://127.0.0.1:%d" % host.servers[0].sockets[0].getsockname()[1]
+        finally:
+            host.should_exit = True
+            await running
 
     return start
