@@ -41,7 +41,7 @@ class Log:
             return False
         assert event.seq == self.last_seq + 1
         self._events.append(event)
-        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
+        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids) + _scores_bytes(event)
         self.is_sealed = event.kind == "done"
         for waiter in self._waiters:
             if not waiter.done():
@@ -51,7 +51,7 @@ class Log:
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""
-        return self._events[after:]
+        return self._events[max(0, after) :]
 
     async def follow(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
@@ -78,6 +78,11 @@ class Log:
             await waiter
         finally:
             self._waiters.discard(waiter)
+
+
+def _scores_bytes(event: Event) -> int:
+    scores = (event.logprobs or ()) + (event.prompt_logprobs or ())
+    return sum(100 + 100 * len(score.top) for score in scores if score is not None)
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
