@@ -1,0 +1,39 @@
+"""Linear layers in 8 bits: one scale a row of activations, one a channel of weights, products summed exactly.
+
+oneDNN's fast kernels take unsigned activations, so a row is rounded to [1, 255] about zero point 128. Its scale is
+applied after the integer product, which makes a row's result independent of its batch-mates to the last bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """weight [out, in] of any float type, rounded to [-127, 127] by channel. The packed weight is opaque."""
+    wide = weight.float()
+    scale = wide.abs().amax(1).clamp_min_(1e-12) / 127.0
+    rounded = (wide / scale[:, None]).round_().to(torch.int8)
+    packed = {
+        "weight": torch.ops.onednn.qlinear_prepack(rounded, None),
+        "scale": scale / 127.0,  # the activations' 1/127 is folded in
+        "zero": torch.zeros(len(scale), dtype=torch.int64),
+        "half": torch.tensor(128.5),
+    }
+    if bias is not None:
+        packed["bias"] = bias.float()
+    return packed
+
+
+def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
+    """x [tokens, in]; gives [tokens, out] of the same type. `tile` is for float kernels: integers sum exactly."""
+    wide = x.float()
+    peak = wide.abs().amax(-1, True).clamp_min_(1e-12)
+    rounded = torch.addcmul(weights["half"], wide, 127.0 / peak).to(torch.uint8)
+    out = torch.ops.onednn.qlinear_pointwise(
+        rounded, 1.0, 128, weights["weight"], weights["scale"], weights["zero"], None, 1.0, 0, torch.float32, "none", [], ""
+    ).mul_(peak)
+    if "bias" in weights:
+        out = out.add_(weights["bias"])
+    return out.to(x.dtype)

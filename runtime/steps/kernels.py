@@ -1,0 +1,66 @@
+"""Which linear layers a machine computes with, and how many rows at a time keep them independent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..config import EngineConfig
+from ..errors import InvalidField
+from ..model import linear_int8, linear_onednn, linear_plain
+from ..model.config import ModelConfig
+from ..model.program import Program
+from .layout import Tile
+
+
+class Kernels(msgspec.Struct, frozen=True):
+    """`floor`: the fewest query rows of an attention product for which rows are independent."""
+
+    dtype: torch.dtype
+    linears: ModuleType
+    linear_bytes: int
+    floor: int
+
+
+def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
+    """`auto` is bfloat16 where oneDNN computes it natively, else float32. Raises `InvalidField` for int8 without
+    a machine for it."""
+    onednn = torch.backends.mkldnn.is_available()
+    native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
+    dtype = torch.bfloat16 if (automatic if config.dtype == "auto" else config.dtype) == "bfloat16" else torch.float32
+    floor = 1 if dtype == torch.bfloat16 else 16
+    if config.quantize == "int8":
+        if not (onednn and torch.cpu._is_vnni_supported()):
+            raise InvalidField("quantize", "None: int8 needs oneDNN and a CPU with VNNI", config.quantize)
+        return Kernels(dtype, linear_int8, 1, floor)
+    return Kernels(dtype, linear_onednn if onednn else linear_plain, dtype.itemsize, floor)
+
+
+def find_tile(program: Program, linears: Iterable[tuple[int, dict[str, Tensor]]], dtype: torch.dtype, most: int) -> Tile:
+    """The largest tile for which a row's product is the same to the last bit with any number of others.
+
+    A library picks its kernel by shape: with AMX, 33 rows sum in another order than 32; without, a single row does
+    than two. So each distinct layer (inputs, packed weights) is tried out here. The last resort is one fixed size.
+    """
+    layers = list(linears)
+    for tile in (Tile(2, max(most, 64)), Tile(2, 32)):
+        if all(_independent(program, weights, inputs, tile, dtype) for inputs, weights in layers):
+            return tile
+    return Tile(32, 32)
+
+
+def _independent(program: Program, weights: dict[str, Tensor], inputs: int, tile: Tile, dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tile.most, inputs, generator=generator).to(dtype)
+    whole = program.linear(x, weights, tile.most)
+    for size in sorted({tile.least, 3, 8, 16, 31, 32, 33, 48, 64, 96, 128, 256, tile.most // 2, tile.most - 1}):
+        if size < tile.most:
+            for at in range(0, max(size, min(16, tile.most - size)), size):
+                if not torch.equal(program.linear(x[at : at + size], weights, tile.most), whole[at : at + size]):
+                    return False
+    return True

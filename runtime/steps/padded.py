@@ -1,0 +1,177 @@
+"""Plain static batching through torch: left-padded rows, dense caches, one row of logits each, nothing shared.
+
+The naive twin of the paged step: it has no pages, no chunks, no packing and no care for neighbours. It shares with
+the paged step only the loaded weights' names, the rotary tables and the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..batch import RowOutcome, Seat, TokenLogprobs
+from ..config import EngineConfig
+from ..errors import InvalidField
+from ..model import linear_plain
+from ..model.config import ModelConfig
+from ..model.forward import activate, norm, rotate
+from ..model.layers import Packed, Weights, load_layers
+from .kernels import choose_kernels
+from .sampler import Row, sample, token_logprobs
+
+
+class PaddedModel:
+    """Implements `PaddedBatch`. Raises `InvalidField` for int8, `ModelError` for a tensor missing or misshapen."""
+
+    def __init__(self, model: ModelConfig, weights: Weights, config: EngineConfig) -> None:
+        if config.quantize is not None:
+            raise InvalidField(
+                "quantize", "None: padded batches compute in the model's own precision", config.quantize
+            )
+        self.max_rows = config.max_rows
+        self._model = model
+        context = min(model.max_position, config.max_context or model.max_position)
+        with torch.inference_mode():
+            dtype = choose_kernels(model, config).dtype
+            self._layers = load_layers(model, weights, linear_plain.pack, dtype, context)
+
+    def run(self, seats: Sequence[Seat]) -> Iterator[list[RowOutcome]]:
+        batch = _PaddedRows(self._model, self._layers.layers, self._layers.shared, self._layers.head, seats)
+        histories = [list(seat.tokens) for seat in seats]
+        while True:
+            with torch.inference_mode():
+                logits = batch.logits()
+                rows = [
+                    Row(seat.sampling, tokens, seat.prompt_len)
+                    for seat, tokens in zip(seats, histories, strict=True)
+                ]
+                drawn = sample(logits, rows)
+            outcomes = []
+            for slot, (tokens, pick) in enumerate(zip(histories, drawn, strict=True)):
+                tokens.append(pick.token)
+                logprobs = (pick.logprobs,) if pick.logprobs else ()
+                given = () if pick.error else (pick.token,)
+                outcomes.append(RowOutcome(slot, given, logprobs, batch.take_prompt_scores(slot), pick.error))
+            yield outcomes
+            batch.feed([tokens[-1] for tokens in histories])
+
+    def close(self) -> None:
+        """Give the weights back."""
+        del self._layers
+
+
+class _PaddedRows:
+    """A batch on its way. Row i's first token stands in column `pad[i]`; columns before it are masked for ever."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layers: list[Packed],
+        shared: Packed,
+        head: dict[str, Tensor],
+        seats: Sequence[Seat],
+    ) -> None:
+        self._model, self._layers, self._shared, self._head = model, layers, shared, head
+        self._seats = seats
+        width = max(len(seat.tokens) for seat in seats)
+        self._pad = torch.tensor([width - len(seat.tokens) for seat in seats])
+        self._tokens = torch.tensor([[0] * (width - len(seat.tokens)) + list(seat.tokens) for seat in seats])
+        self._seen = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._scores: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+
+    def feed(self, tokens: list[int]) -> None:
+        self._tokens = torch.tensor(tokens)[:, None]
+
+    def take_prompt_scores(self, slot: int) -> tuple[TokenLogprobs | None, ...]:
+        return self._scores.pop(slot, ())
+
+    def logits(self) -> Tensor:
+        """Run the columns that were fed last; float32 logits [rows, vocab] of the final one."""
+        hidden = self._forward()
+        if self._seen == 0:
+            self._score_prompts(hidden)
+        self._seen += self._tokens.size(1)
+        return F.linear(hidden[:, -1], self._head["weight"]).float()
+
+    def _score_prompts(self, hidden: Tensor) -> None:
+        for slot, seat in enumerate(self._seats):
+            top = seat.sampling.prompt_logprobs
+            if top is not None:
+                rows = (
+                    F.linear(hidden[slot, int(self._pad[slot]) :], self._head["weight"])
+                    .float()
+                    .log_softmax(-1)
+                )
+                scored = [token_logprobs(rows[i], token, top) for i, token in enumerate(seat.tokens[1:])]
+                self._scores[slot] = (None, *scored)
+
+    def _forward(self) -> Tensor:
+        """Normed hidden states [rows, columns, hidden]."""
+        model, shared = self._model, self._shared
+        columns = torch.arange(self._seen, self._seen + self._tokens.size(1))
+        positions = (columns - self._pad[:, None]).clamp(min=0)
+        x = F.embedding(self._tokens, shared["embed"]["weight"])
+        if "positions" in shared:
+            x = x + F.embedding(positions, shared["positions"]["weight"])
+        cos, sin = shared["rope"]["cos"][positions, None], shared["rope"]["sin"][positions, None]
+        for index, layer in enumerate(self._layers):
+            x = x + self._attend(
+                index, layer, self._norm(x, layer["attention_norm"]), cos.transpose(1, 2), sin.transpose(1, 2)
+            )
+            up = F.linear(self._norm(x, layer["mlp_norm"]), layer["up"]["weight"], layer["up"].get("bias"))
+            if model.gated_mlp:
+                gate, up = up.chunk(2, -1)
+                up = activate(gate, model.activation) * up
+            else:
+                up = activate(up, model.activation)
+            x = x + F.linear(up, layer["down"]["weight"], layer["down"].get("bias"))
+        return self._norm(x, shared["norm"])
+
+    def _attend(self, index: int, layer: Packed, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        model = self._model
+        heads, kv_heads = model.num_heads, model.num_kv_heads
+        qkv = F.linear(x, layer["qkv"]["weight"], layer["qkv"].get("bias"))
+        qkv = qkv.unflatten(-1, (heads + 2 * kv_heads, model.head_dim)).transpose(1, 2).contiguous()
+        qk, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if "qk_norm" in layer:
+            qk = norm(qk, {"weight": layer["qk_norm"]["weight"][:, None]}, model.norm_eps, True)
+        rotate(qk, cos, sin)
+        keys, values = self._cached(index, qk[:, heads:], values)
+        out = F.scaled_dot_product_attention(
+            qk[:, :heads],
+            keys,
+            values,
+            attn_mask=self._mask(index, keys.size(2), x),
+            enable_gqa=heads != kv_heads,
+        )
+        out = out.transpose(1, 2).flatten(2)
+        return F.linear(out, layer["out"]["weight"], layer["out"].get("bias"))
+
+    def _cached(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far of a layer, the new ones included: [rows, kv heads, columns, dim]."""
+        if index == len(self._keys):
+            self._keys.append(keys)
+            self._values.append(values)
+        else:
+            self._keys[index] = torch.cat([self._keys[index], keys], 2)
+            self._values[index] = torch.cat([self._values[index], values], 2)
+        return self._keys[index], self._values[index]
+
+    def _mask(self, index: int, length: int, x: Tensor) -> Tensor:
+        """Added to scores: a column sees itself and earlier ones of its row, inside the window where one slides."""
+        model = self._model
+        to = torch.arange(length)
+        at = torch.arange(length - x.size(1), length)[:, None]
+        seen = to <= at
+        if model.sliding_window is not None and (model.sliding_layers is None or model.sliding_layers[index]):
+            seen = seen & (to > at - model.sliding_window)
+        seen = seen & ((to >= self._pad[:, None])[:, None] | (to == at))
+        return torch.zeros(seen.shape, dtype=x.dtype).masked_fill(~seen, -torch.inf)[:, None]
+
+    def _norm(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        return norm(x, weights, self._model.norm_eps, self._model.norm == "rms")
