@@ -118,7 +118,7 @@ class _PaddedRows:
         x = F.embedding(self._tokens, shared["embed"]["weight"])
         if "positions" in shared:
             x = x + F.embedding(positions, shared["positions"]["weight"])
-        cos, sin = shared["rope"]["cos"][positions, None], shared["rope"]["sin"][positions, None]
+        cos, sin = shared["rope"]["cos"][positions][:, None], shared["rope"]["sin"][positions][:, None]
         for index, layer in enumerate(self._layers):
             x = x + self._attend(
                 index, layer, self._norm(x, layer["attention_norm"]), cos.transpose(1, 2), sin.transpose(1, 2)

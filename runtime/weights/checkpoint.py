@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..backend import GenerationDefaults, Tokenizer
-from ..batch import Step
+from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
 from ..model.config import ModelConfig
@@ -47,3 +47,8 @@ class Checkpoint:
 
         step: Step = open_cpu_step(self.config, self.weights, config)
         return step
+
+    def open_padded(self, config: EngineConfig) -> PaddedBatch:
+        from ..steps.padded import PaddedModel
+
+        return PaddedModel(self.config, self.weights, config)
