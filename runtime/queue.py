@@ -9,13 +9,13 @@ so neither a past heavy user starves nor an idle one saves up.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict
 
 from .errors import QueueFull
 from .messages import Generate
 
 IDLE_USERS = 1024
-"""Counters of idle users that are kept before those that no longer matter are dropped."""
+"""Counters of idle users that are kept: of those who were served most."""
 
 
 class RequestQueue:
@@ -24,7 +24,7 @@ class RequestQueue:
     def __init__(self, *, max_requests: int, max_tokens: int) -> None:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
-        self._classes: dict[int, dict[str, deque[Generate]]] = {}
+        self._classes: dict[int, dict[str, OrderedDict[str, Generate]]] = {}
         self._waiting: dict[str, Generate] = {}
         self._active: dict[str, int] = {}
         self._served: dict[str, int] = {}
@@ -37,7 +37,7 @@ class RequestQueue:
     @property
     def next_deadline(self) -> float | None:
         """The earliest deadline of a waiting request."""
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+        while self._deadlines and not self._is_waiting(*self._deadlines[0]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
@@ -56,17 +56,18 @@ class RequestQueue:
         self._join(request.user)
         self._waiting[request.id] = request
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.id))
+            self._remember_deadline(request.deadline, request.id)
         self._num_tokens += tokens
-        self._classes.setdefault(request.priority, {}).setdefault(request.user, deque()).append(request)
+        users = self._classes.setdefault(request.priority, {})
+        users.setdefault(request.user, OrderedDict())[request.id] = request
 
     def pop(self) -> Generate | None:
         """The next request. Its user stays active until `leave`."""
         if not self._classes:
             return None
         users = self._classes[min(self._classes)]
-        user = min(users, key=lambda name: (self._served[name], users[name][0].arrival, name))
-        request = users[user][0]
+        first = {name: next(iter(waiting.values())) for name, waiting in users.items()}
+        request = min(first.values(), key=lambda r: (self._served[r.user], r.arrival, r.user))
         self._remove(request)
         return request
 
@@ -79,10 +80,10 @@ class RequestQueue:
         self._active[user] -= 1
         if not self._active[user]:
             del self._active[user]
-        if len(self._served) > 2 * len(self._active) + IDLE_USERS:
-            floor = min((self._served[name] for name in self._active), default=0)
-            keep = self._served.items() if self._active else ()
-            self._served = {name: n for name, n in keep if name in self._active or n > floor}
+        if len(self._served) > 2 * (len(self._active) + IDLE_USERS):
+            idle = [name for name in self._served if name not in self._active]
+            keep = heapq.nlargest(IDLE_USERS, idle, key=self._served.__getitem__)
+            self._served = {name: self._served[name] for name in [*self._active, *keep]}
 
     def remove(self, request_id: str) -> bool:
         """Take a waiting request out. False if it is not waiting. Its user is still active until `leave`."""
@@ -99,6 +100,17 @@ class RequestQueue:
             self._remove(late[-1])
         return late
 
+    def _is_waiting(self, deadline: float, request_id: str) -> bool:
+        request = self._waiting.get(request_id)
+        return request is not None and request.deadline == deadline
+
+    def _remember_deadline(self, deadline: float, request_id: str) -> None:
+        """Entries of requests that left stay in the heap until they outnumber the others."""
+        if len(self._deadlines) > 2 * len(self._waiting) + 64:
+            self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline, request_id))
+
     def _join(self, user: str) -> None:
         if not self._active:
             self._served.clear()
@@ -111,7 +123,7 @@ class RequestQueue:
         del self._waiting[request.id]
         self._num_tokens -= len(request.prompt)
         users = self._classes[request.priority]
-        users[request.user].remove(request)
+        del users[request.user][request.id]
         if not users[request.user]:
             del users[request.user]
         if not users:

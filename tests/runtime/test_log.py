@@ -62,21 +62,14 @@ def test_bytes_grow_with_what_is_kept() -> None:
 
 
 async def test_a_reader_that_keeps_up_gets_every_event_as_it_was() -> None:
-    log, got = Log(), []
-
-    async def follow() -> None:
-        async for event in log.follow():
-            got.append(event)
-
-    task = asyncio.create_task(follow())
-    story = [delta(1), delta(2), finish(3), done(4)]
-    for event in story:
+    log = Log()
+    events = log.follow()
+    for event in [delta(1), delta(2), finish(3), done(4)]:
+        reader = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0)
         log.append(event)
-        while not got or got[-1] != event:
-            await asyncio.sleep(0)
-    await task
-    assert got == story
+        assert await reader == event
+    assert await anext(events, None) is None
 
 
 async def test_a_lagging_reader_gets_the_deltas_it_missed_as_one() -> None:
