@@ -105,13 +105,13 @@ class _Routes:
         return _json({"status": status, "step_age_s": stats.step_age_s}, 200 if is_ready else 503)
 
     def _model(self) -> dict[str, Any]:
-        length = self._service.engine.context_length
+        model = self._service.model
         return {
-            "id": self._service.model,
+            "id": model,
             "object": "model",
             "created": self._created,
             "owned_by": "jitney",
-            "max_model_len": length,
+            "max_model_len": self._service.engine.context_length,
         }
 
 

@@ -44,7 +44,7 @@ class Service:
     @property
     def model(self) -> str:
         """The one name that requests may ask for. Raises `EngineClosed` before the engine has started."""
-        return self._served_model_name or self.backend.name
+        return self.backend.name if self._served_model_name is None else self._served_model_name
 
     async def submit(self, generate: Generate, response_id: str | None = None) -> Response:
         """Raises what the engine's `submit` raises, with fields named as the client spelled them."""

@@ -8,6 +8,7 @@ to bad frames go through a short queue, and a client that fills it without readi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from time import time
 from uuid import uuid4
@@ -21,7 +22,7 @@ from .protocols.errors import refusal
 from .protocols.session import Action, Begin, ResponsesSession, Stop, Turn
 from .service import Service
 
-MAX_UNREAD_REPLIES = 256
+MAX_UNREAD_BYTES = 4 * 2**20
 TOO_BIG, POLICY = 1009, 1008
 CLOSE_S = 5
 """How long a client that is cut off may take to read what it was sent before."""
@@ -32,7 +33,8 @@ class ResponsesSocket:
         self._service = service
         self._websocket = websocket
         self._open: dict[str, Response] = {}
-        self._replies, self._unsent = anyio.create_memory_object_stream[bytes](MAX_UNREAD_REPLIES)
+        self._replies, self._unsent = anyio.create_memory_object_stream[bytes](math.inf)
+        self._unread_bytes = 0
         self._session = ResponsesSession(
             service.model, service.backend.tokenizer, new_id=lambda: f"resp_{uuid4().hex}", clock=time
         )
@@ -61,14 +63,16 @@ class ResponsesSocket:
             for action in self._session.receive(frame):
                 if not isinstance(action, bytes):
                     self._start(tasks, action)
-                elif self._replies.statistics().current_buffer_used >= MAX_UNREAD_REPLIES:
+                elif self._unread_bytes > MAX_UNREAD_BYTES:
                     return POLICY
                 else:
+                    self._unread_bytes += len(action)
                     self._replies.send_nowait(action)
 
     async def _write_replies(self) -> None:
         async for frame in self._unsent:
             await self._send(frame)
+            self._unread_bytes -= len(frame)
 
     def _start(self, tasks: TaskGroup, action: Begin | Stop) -> None:
         if isinstance(action, Begin):
