@@ -40,19 +40,31 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the engine may set the interpreter's switch interval and torch's threads while it is open."""
 
     def __post_init__(self) -> None:
-        for field in ("max_rows", "max_batch_tokens", "max_queued", "max_queued_tokens"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidField(field, "an integer of at least 1", value)
+        for field in (
+            "max_rows",
+            "max_batch_tokens",
+            "max_queued",
+            "max_queued_tokens",
+            "keep_finished_bytes",
+        ):
+            if not _is_count(getattr(self, field)):
+                raise InvalidField(field, "an integer of at least 1", getattr(self, field))
         for field in ("max_context", "kv_cache_bytes", "num_threads"):
             value = getattr(self, field)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not _is_count(value):
                 raise InvalidField(field, "None or an integer of at least 1", value)
         for field in ("step_timeout_s", "keep_finished_s"):
             value = getattr(self, field)
-            if not isinstance(value, (int, float)) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise InvalidField(field, "a positive number of seconds", value)
+        for field in ("prefix_cache", "tune_process"):
+            if not isinstance(getattr(self, field), bool):
+                raise InvalidField(field, "true or false", getattr(self, field))
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidField("dtype", "'auto', 'float32' or 'bfloat16'", self.dtype)
         if self.quantize not in (None, "int8"):
             raise InvalidField("quantize", "None or 'int8'", self.quantize)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

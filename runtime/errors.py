@@ -16,6 +16,8 @@ JitneyError
 
 from __future__ import annotations
 
+import reprlib
+
 
 class JitneyError(Exception):
     """Base of every error in this tree."""
@@ -89,5 +91,10 @@ class ModelError(JitneyError):
 
 
 def _shown(value: object) -> str:
-    text = f"{value!r} ({type(value).__name__})"
-    return text if len(text) <= 120 else text[:117] + "..."
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxlong = brief.maxother = 80
+    try:
+        text = brief.repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"
+    return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(value).__name__[:40]})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -70,12 +69,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field, check in _CHECKS.items():
             value = getattr(self, field)
-            if value is not None:
+            if value is not None or field in _NEVER_NONE:
                 check(field, value)
         if self.stop and not self.detokenize:
             raise InvalidField("stop", "no stop strings with detokenize=False", self.stop)
-        if self.bad_words is not None and any(not word for word in self.bad_words):
-            raise InvalidField("bad_words", "words of at least one character", self.bad_words)
         if self.logprob_token_ids is not None and self.logprobs is None:
             raise InvalidField("logprob_token_ids", "logprobs to be set as well", self.logprob_token_ids)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
@@ -98,7 +95,7 @@ def _number(low: float, high: float, *, open_low: bool = False) -> Check:
     expected = f"a number {'above' if open_low else 'from'} {low:g} {'up ' if open_low else ''}to {high:g}"
 
     def check(field: str, value: Any) -> None:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not ok or not low <= value <= high or (open_low and value == low):
             raise InvalidField(field, expected, value)
 
@@ -124,19 +121,29 @@ def _ids(field: str, value: Any) -> None:
         raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} token ids", value)
 
 
-def _words(field: str, value: Any) -> None:
-    ok = isinstance(value, (list, tuple)) and len(value) <= MAX_LISTED_IDS
-    if not ok or any(not isinstance(v, str) or len(v) > MAX_STOP_CHARS for v in value):
-        expected = f"a list of up to {MAX_LISTED_IDS} strings of up to {MAX_STOP_CHARS} characters"
-        raise InvalidField(field, expected, value)
+def _texts(most: int, *, or_one: bool = False) -> Check:
+    expected = f"a list of up to {most} strings of 1 to {MAX_STOP_CHARS} characters"
+    expected = f"a string, or {expected}" if or_one else expected
+
+    def check(field: str, value: Any) -> None:
+        values = [value] if or_one and isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)) or len(values) > most or not all(map(_is_text, values)):
+            raise InvalidField(field, expected, value)
+
+    return check
 
 
-def _stops(field: str, value: Any) -> None:
-    values = [value] if isinstance(value, str) else value
-    ok = isinstance(values, (list, tuple)) and len(values) <= MAX_STOPS
-    if not ok or any(not isinstance(v, str) or not 1 <= len(v) <= MAX_STOP_CHARS for v in values):
-        expected = f"a string, or a list of up to {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARS} characters"
-        raise InvalidField(field, expected, value)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= MAX_STOP_CHARS and is_utf8(value)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bias(field: str, value: Any) -> None:
@@ -164,9 +171,9 @@ _CHECKS: dict[str, Check] = {
     "repetition_penalty": _number(0, 10, open_low=True),
     "logit_bias": _bias,
     "allowed_token_ids": _ids,
-    "bad_words": _words,
+    "bad_words": _texts(MAX_LISTED_IDS),
     "bad_token_ids": _ids,
-    "stop": _stops,
+    "stop": _texts(MAX_STOPS, or_one=True),
     "stop_token_ids": _ids,
     "include_stop_str_in_output": _flag,
     "max_tokens": _integer(1, 2**31 - 1),
@@ -181,4 +188,10 @@ _CHECKS: dict[str, Check] = {
     "detokenize": _flag,
     "output": _output,
     "stream_interval": _integer(1, 2**31 - 1),
+}
+
+_NEVER_NONE = {
+    field
+    for field, default in zip(_CHECKS, SamplingParams.__struct_defaults__, strict=True)
+    if default is not None
 }

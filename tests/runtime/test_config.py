@@ -1,0 +1,56 @@
+"""An engine's settings: each refused by name, each good edge accepted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from jitney.runtime.config import EngineConfig
+from jitney.runtime.errors import InvalidField
+
+POSITIVE = ("max_rows", "max_batch_tokens", "max_queued", "max_queued_tokens", "keep_finished_bytes")
+OPTIONAL = ("max_context", "kv_cache_bytes", "num_threads")
+SECONDS = ("step_timeout_s", "keep_finished_s")
+FLAGS = ("prefix_cache", "tune_process")
+
+BAD: list[tuple[str, Any]] = [
+    *((field, value) for field in POSITIVE + OPTIONAL for value in (0, -1, 1.5, True, "1", [], math.nan)),
+    *((field, None) for field in POSITIVE + SECONDS + FLAGS),
+    *((field, value) for field in SECONDS for value in (0, -1.0, True, "1", math.nan)),
+    *((field, value) for field in FLAGS for value in (0, 1, "yes")),
+    *(("dtype", value) for value in ("float16", None, [], 1)),
+    *(("quantize", value) for value in ("int4", "", 8, [])),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidField) as refused:
+        EngineConfig(**{field: value})
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, 1) for field in POSITIVE + OPTIONAL),
+        *((field, None) for field in OPTIONAL),
+        *((field, value) for field in SECONDS for value in (1, 0.001, math.inf)),
+        *((field, value) for field in FLAGS for value in (True, False)),
+        *(("dtype", value) for value in ("auto", "float32", "bfloat16")),
+        *(("quantize", value) for value in (None, "int8")),
+    ],
+)
+def test_a_good_value_is_taken(field: str, value: Any) -> None:
+    assert getattr(EngineConfig(**{field: value}), field) == value
+
+
+def test_every_field_is_checked() -> None:
+    assert {field for field, _ in BAD} == set(EngineConfig.__struct_fields__)
+
+
+def test_the_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        EngineConfig().max_rows = 1  # type: ignore[misc]
