@@ -17,7 +17,7 @@ from .backend import Backend
 from .batch import RowSampling
 from .errors import ContextLengthExceeded, InvalidField
 from .messages import Generate
-from .params import SamplingParams
+from .params import SamplingParams, is_utf8
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """Plain text (never templated), token ids, or chat messages (rendered by the model's template)."""
@@ -46,12 +46,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         ):
             raise InvalidField("priority", "an integer from -100 to 100", self.priority)
         deadline = self.deadline_s
-        if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < 1e9):
+        if deadline is not None and (
+            isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not 0 < deadline < 1e9
+        ):
             raise InvalidField("deadline_s", "a positive number of seconds", deadline)
         for field in ("user", "cache_salt"):
-            value = getattr(self, field)
-            if not isinstance(value, str) or len(value) > 256 or not _is_utf8(value):
-                raise InvalidField(field, "text of up to 256 characters", value)
+            if not _is_label(getattr(self, field)):
+                raise InvalidField(field, "text of up to 256 characters", getattr(self, field))
+        if self.response_id is not None and (not _is_label(self.response_id) or not self.response_id):
+            raise InvalidField("response_id", "text of 1 to 256 characters", self.response_id)
+        if not isinstance(self.use_prefix_cache, bool):
+            raise InvalidField("use_prefix_cache", "true or false", self.use_prefix_cache)
+        if self.template_options is not None and not isinstance(self.template_options, dict):
+            raise InvalidField("template_options", "a map of names to values", self.template_options)
 
 
 class Intake:
@@ -66,18 +73,17 @@ class Intake:
         self._executor = executor
         self._clock = clock
 
+    async def encode(self, prompt: Prompt, *, add_bos: bool = True) -> tuple[int, ...]:
+        """The prompt's token ids. Raises `RequestError` naming the field."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._encode, prompt, None, add_bos)
+
     async def accept(self, prompt: Prompt, params: SamplingParams, options: Options) -> Generate:
         """Raises `RequestError` naming the field."""
         arrival = self._clock()
-        loop = asyncio.get_running_loop()
-        encode = self._encode(prompt, options)
-        ids = tuple(await loop.run_in_executor(self._executor, encode))
-        bad = (
-            await loop.run_in_executor(self._executor, self._bad_sequences, params)
-            if params.bad_words
-            else ()
-        )
         self._check_ids(params)
+        loop = asyncio.get_running_loop()
+        ids, bad = await loop.run_in_executor(self._executor, self._tokenize, prompt, params, options)
         return Generate(
             id=options.response_id or f"resp_{secrets.token_hex(12)}",
             prompt=ids,
@@ -92,20 +98,28 @@ class Intake:
             use_prefix_cache=options.use_prefix_cache,
         )
 
-    def _encode(self, prompt: Any, options: Options) -> Callable[[], Sequence[int]]:
+    def _tokenize(
+        self, prompt: Prompt, params: SamplingParams, options: Options
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Ids of the prompt, and of every spelling of the bad words: one visit to the tokenizer's thread."""
+        ids = self._encode(prompt, options.template_options, True)
+        spellings = map(self._tokenizer.word_sequences, params.bad_words or ())
+        return ids, tuple(sequence for sequences in spellings for sequence in sequences)
+
+    def _encode(self, prompt: Any, template_options: dict[str, Any] | None, add_bos: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            if not _is_utf8(prompt):
+            if not is_utf8(prompt):
                 raise InvalidField("prompt", "text that UTF-8 can hold", prompt)
-            return lambda: self._tokenizer.encode(prompt)
+            return tuple(self._tokenizer.encode(prompt, add_bos=add_bos))
         if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)) or not prompt:
             raise InvalidField("prompt", "text, token ids or chat messages, not empty", prompt)
         if all(isinstance(message, dict) for message in prompt):
-            return lambda: self._tokenizer.encode_chat(prompt, template_options=options.template_options)
+            return tuple(self._tokenizer.encode_chat(prompt, template_options=template_options))
         for token in prompt:
             in_range = isinstance(token, int) and 0 <= token < self._backend.vocab_size
             if not in_range or isinstance(token, bool):
                 raise InvalidField("prompt", f"token ids from 0 to {self._backend.vocab_size - 1}", token)
-        return lambda: prompt
+        return tuple(prompt)
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         if prompt_len == 0:
@@ -133,9 +147,6 @@ class Intake:
             for token in getattr(params, field) or ():
                 if token >= size:
                     raise InvalidField(field, f"token ids from 0 to {size - 1}", token)
-
-    def _bad_sequences(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        return tuple(ids for word in params.bad_words or () for ids in self._tokenizer.word_sequences(word))
 
     def _sampling(self, params: SamplingParams, bad: tuple[tuple[int, ...], ...]) -> RowSampling:
         model = self._backend.defaults
@@ -168,9 +179,5 @@ def _first(given: Any, default: Any, neutral: Any) -> Any:
     return given if given is not None else default if default is not None else neutral
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 256 and is_utf8(value)

@@ -61,7 +61,7 @@ class Scheduler:
     def add(self, request: Generate) -> None:
         """Take in a request: one row per choice, seated by a later `plan`."""
         use_cache = self._prefix_cache and request.use_prefix_cache
-        root = self._hasher.root(request.salt if use_cache else b"only:" + request.id.encode())
+        root = self._hasher.root(b"salt:" + request.salt if use_cache else b"only:" + request.id.encode())
         rows: list[Sequence] = []
         for choice in range(request.n):
             sampling = request.sampling

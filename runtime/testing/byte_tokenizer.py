@@ -8,9 +8,11 @@ from typing import Any
 
 from ..backend import Detokenizer, Message
 from ..errors import InvalidField
+from ..params import is_utf8
+from ..text.messages import plain_messages
 
 END, SYSTEM, USER, ASSISTANT = 256, 257, 258, 259
-_ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": USER}
 _SPELLED = {END: "<end>", SYSTEM: "<system>", USER: "<user>", ASSISTANT: "<assistant>"}
 
 
@@ -26,11 +28,11 @@ class ByteTokenizer:
         self, messages: Sequence[Message], *, template_options: dict[str, Any] | None = None
     ) -> list[int]:
         ids: list[int] = []
-        for index, message in enumerate(messages):
-            role, content = message.get("role"), message.get("content")
-            if role not in _ROLES:
-                raise InvalidField(f"messages[{index}].role", f"one of {', '.join(_ROLES)}", role)
-            ids += [_ROLES[role], *self.encode(_text(content, f"messages[{index}].content"))]
+        for index, message in enumerate(plain_messages(messages, lambda text: text)):
+            content = message.get("content") or ""
+            if not is_utf8(content):
+                raise InvalidField(f"messages[{index}].content", "text that UTF-8 can hold", content)
+            ids += [_ROLES[message["role"]], *self.encode(content)]
         return [*ids, ASSISTANT]
 
     def word_sequences(self, word: str) -> list[tuple[int, ...]]:
@@ -63,15 +65,3 @@ class _ByteDetokenizer:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
-
-
-def _text(content: Any, field: str) -> str:
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    if not isinstance(content, str):
-        raise InvalidField(field, "text", content)
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise InvalidField(field, "text that UTF-8 can hold", content) from None
-    return content
