@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..runtime.errors import InvalidField
 from .http import http_response
 from .protocols.errors import Refusal, invalid
 
@@ -27,8 +26,6 @@ class Guard:
     def __init__(
         self, app: ASGIApp, api_key: str | None, allow_origins: Iterable[str], allow_hosts: Iterable[str]
     ) -> None:
-        if api_key is not None and not api_key:
-            raise InvalidField("api_key", "a key of at least one character, or None", api_key)
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._origins = frozenset(allow_origins)

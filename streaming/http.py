@@ -32,8 +32,9 @@ class ExchangeRoute:
             except ClientDisconnect:
                 return
             async with anyio.create_task_group() as tasks:
+                send = _leaving(send, tasks.cancel_scope)
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-                answer = await self._answer(body, _leaving(send, tasks.cancel_scope))
+                answer = await self._answer(body, send)
                 if answer is not None:
                     await http_response(answer)(scope, receive, send)
                 tasks.cancel_scope.cancel()

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from ..runtime.errors import JitneyError
+from ..runtime.errors import InvalidField, JitneyError
 from .guard import Guard
 from .http import ExchangeRoute, http_response
 from .protocols.chat import ChatCompletion
@@ -53,6 +53,8 @@ def create_app(
     `allow_origins` are further browser origins, such as "https://example.com"; `allow_hosts` are further Host headers
     on a loopback address without a key, such as those that a proxy on this machine sends.
     """
+    if api_key == "":
+        raise InvalidField("api_key", "a key of at least one character, or None", api_key)
     service = Service(
         engine, served_model_name, max_body_bytes=max_body_bytes, max_frame_bytes=max_frame_bytes
     )

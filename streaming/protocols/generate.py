@@ -67,6 +67,10 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
 _OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options")
 
 
+WHOLE = 2**31 - 1
+"""The stream interval of a plain answer: one event a choice."""
+
+
 class Envelope(msgspec.Struct, kw_only=True):
     """What a request says beside its prompt and its sampling, on every route."""
 
@@ -82,6 +86,8 @@ class Envelope(msgspec.Struct, kw_only=True):
     def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
         if self.deadline_ms is not None and not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
             raise InvalidField("deadline_ms", "a positive number of milliseconds", self.deadline_ms)
+        if not self.stream:
+            params = msgspec.structs.replace(params, stream_interval=WHOLE)
         return Generate(
             prompt=prompt,
             params=params,

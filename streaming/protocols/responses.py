@@ -66,6 +66,7 @@ _NAMES = {"max_output_tokens": "max_tokens", "top_logprobs": "logprobs"}
 class ResponseRequest(Envelope, kw_only=True):
     """The honoured fields of a `response.create`, beside its sampling."""
 
+    stream: bool = True
     input: str | list[Any] = []
     instructions: str | None = None
     max_output_tokens: int | None = None

@@ -18,7 +18,7 @@ from ...runtime.backend import Message, Tokenizer
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.events import Event
 from .errors import Refusal, invalid, refusal
-from .fields import HONOURED, Table, honoured, parse
+from .fields import HARMLESS, HONOURED, Table, honoured, parse
 from .generate import Generate
 from .responses import Create, ResponseEvents
 
@@ -209,7 +209,7 @@ class ResponsesSession:
         raise _Refused(invalid(message, code="invalid_stream_id", param="stream_id"), None)
 
 
-_CANCEL: Table = dict.fromkeys(("type", "event_id", "response_id", "stream_id"), HONOURED)
+_CANCEL: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
 
 
 class _Refused(Exception):

@@ -55,7 +55,9 @@ class Serving:
     async def until(self, condition: Callable[[Any], bool]) -> None:
         """Until the engine's stats satisfy `condition`."""
         with anyio.move_on_after(5):
-            while not condition(self.engine.stats()):
+            while True:
+                if condition(self.engine.stats()):
+                    return
                 await asyncio.sleep(0.002)
         assert condition(self.engine.stats()), self.engine.stats()
 
@@ -86,11 +88,12 @@ def serve_app() -> Any:
         config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="websockets-sansio")
         host = uvicorn.Server(config)
         running = asyncio.create_task(host.serve())
-        async with asyncio.timeout(5):
-            while not host.started:
-                await asyncio.sleep(0.002)
+        while True:
+            if host.started:
+                break
+            await asyncio.sleep(0.002)
         try:
-            yield "http://127.0.0.1:%d" % host.servers[0].sockets[0].getsockname()[1]
+            yield f"http://127.0.0.1:{host.servers[0].sockets[0].getsockname()[1]}"
         finally:
             host.should_exit = True
             await running

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import threading
 from typing import Any
 
 import httpx
 import pytest
+
+from jitney.runtime import DynamicEngine
 from jitney.runtime.errors import InvalidField
-from jitney.runtime.testing import Reply
+from jitney.runtime.testing import Reply, Script, ScriptedBackend
 from jitney.streaming import create_app
 
 CHAT = "/v1/chat/completions"
@@ -27,7 +31,12 @@ async def test_errors_have_openais_shape(serving: Any) -> None:
             (b"{", 400, "body", "invalid_value"),
             (b"[]", 400, "body", "invalid_value"),
             (json.dumps({**SKY, "wibble": 1}).encode(), 400, "wibble", "invalid_value"),
-            (json.dumps({**SKY, "max_completion_tokens": 9000}).encode(), 400, "max_completion_tokens", "context_length_exceeded"),
+            (
+                json.dumps({**SKY, "max_completion_tokens": 9000}).encode(),
+                400,
+                "max_completion_tokens",
+                "context_length_exceeded",
+            ),
             (json.dumps({**SKY, "stop_token_ids": [5000]}).encode(), 400, "stop_token_ids", "invalid_value"),
             (json.dumps({**SKY, "priority": 1000}).encode(), 400, "priority", "invalid_value"),
             (json.dumps({**SKY, "deadline_ms": 1e13}).encode(), 400, "deadline_ms", "invalid_value"),
@@ -38,7 +47,10 @@ async def test_errors_have_openais_shape(serving: Any) -> None:
             answer = await client.post(CHAT, content=body)
             error = answer.json()["error"]
             assert (answer.status_code, error["param"], error["code"]) == (status, param, code)
-            assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+            assert (
+                set(error) == {"message", "type", "param", "code"}
+                and error["type"] == "invalid_request_error"
+            )
         assert (await client.post(CHAT, content=json.dumps(SKY).ljust(2000))).status_code == 200
         assert (await client.get("/nothing")).json()["error"]["code"] == "unknown_url"
         wrong_verb = await client.get(CHAT)
@@ -130,10 +142,24 @@ async def test_health(serving: Any) -> None:
         assert (await client.get("/live")).status_code == 200
 
 
-async def test_an_engine_that_has_not_started_is_503_everywhere(serving: Any, serve_app: Any) -> None:
-    from jitney.runtime import DynamicEngine
-    from jitney.runtime.testing import ScriptedBackend
+async def test_a_step_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jitney.streaming.server.STALLED_S", 0.05)
+    hang = threading.Event()
+    backend = ScriptedBackend(Script(reply=[Reply(text="x", first_token_s=60)]), sleep=lambda s: hang.wait(5))
+    async with DynamicEngine(backend) as engine:
+        app = create_app(engine)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
+        ) as client:
+            response = await engine.submit("hi")
+            while (ready := await client.get("/ready")).status_code == 200:
+                pass
+            assert ready.status_code == 503 and ready.json()["status"] == "stalled"
+            hang.set()
+            response.cancel()
 
+
+async def test_an_engine_that_has_not_started_is_503_everywhere(serving: Any, serve_app: Any) -> None:
     async with serve_app(create_app(DynamicEngine(ScriptedBackend()))) as url:
         async with httpx.AsyncClient(base_url=url) as client:
             assert (await client.post(CHAT, json=SKY)).status_code == 503
@@ -142,14 +168,15 @@ async def test_an_engine_that_has_not_started_is_503_everywhere(serving: Any, se
 
 
 async def test_the_app_can_own_its_engine() -> None:
-    from jitney.runtime import DynamicEngine
-    from jitney.runtime.testing import ScriptedBackend
-
     engine = DynamicEngine(ScriptedBackend())
     app = create_app(engine, owns_engine=True)
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            assert (await client.post("/v1/completions", json={"prompt": "hi"})).json()["choices"][0]["text"] == "hi"
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
+        ) as client:
+            assert (await client.post("/v1/completions", json={"prompt": "hi"})).json()["choices"][0][
+                "text"
+            ] == "hi"
     assert engine.state == "closed"
 
 
@@ -204,16 +231,16 @@ async def test_who_may_come_in_without_a_key(serving: Any, headers: Any, status:
 
 
 def test_an_empty_key_is_a_mistake() -> None:
-    app = create_app(None, api_key="")  # type: ignore[arg-type]
     with pytest.raises(InvalidField, match="api_key"):
-        app.build_middleware_stack()
+        create_app(None, api_key="")  # type: ignore[arg-type]
 
 
 async def test_five_hundred_mutated_bodies_over_the_wire(serving: Any) -> None:
-    import random
-
     rng = random.Random(5)
-    seeds = [json.dumps({**SKY, "n": 2, "stream": True, "max_tokens": 3}), json.dumps({"prompt": ["a", [1]], "echo": True})]
+    seeds = [
+        json.dumps({**SKY, "n": 2, "stream": True, "max_tokens": 3}),
+        json.dumps({"prompt": ["a", [1]], "echo": True}),
+    ]
     async with serving(max_body_bytes=4000) as served, http(served) as client:
         for _ in range(500):
             raw = bytearray(rng.choice(seeds).encode())

@@ -7,8 +7,9 @@ from typing import Any
 
 import openai
 import pytest
-from jitney.runtime.testing import Reply
 from openai import AsyncOpenAI
+
+from jitney.runtime.testing import Reply
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -19,7 +20,9 @@ def sdk(served: Any, **options: Any) -> AsyncOpenAI:
 
 async def test_chat_plain(serving: Any) -> None:
     async with serving() as served, sdk(served) as client:
-        answer = await client.chat.completions.create(model="scripted", messages=SKY, logprobs=True, top_logprobs=2)
+        answer = await client.chat.completions.create(
+            model="scripted", messages=SKY, logprobs=True, top_logprobs=2
+        )
         assert answer.choices[0].message.content == "Rayleigh scattering."
         assert answer.choices[0].finish_reason == "stop"
         assert answer.usage and answer.usage.completion_tokens == 21
@@ -53,7 +56,9 @@ async def test_chat_stream_helper_accumulates_the_same_text(serving: Any) -> Non
 async def test_completions(serving: Any) -> None:
     async with serving() as served, sdk(served) as client:
         prompts = ["sky", "no match"]
-        answer = await client.completions.create(model="scripted", prompt=prompts, n=2, max_tokens=64, logprobs=1)
+        answer = await client.completions.create(
+            model="scripted", prompt=prompts, n=2, max_tokens=64, logprobs=1
+        )
         assert [c.text for c in answer.choices] == ["Rayleigh scattering."] * 2 + ["no match"] * 2
         assert [c.index for c in answer.choices] == [0, 1, 2, 3]
         stream = await client.completions.create(model="scripted", prompt=list(b"sky"), stream=True)
@@ -90,7 +95,10 @@ async def test_error_classes(serving: Any) -> None:
                 await client.completions.create(model="scripted", prompt="x" * 10_000)
             assert long.value.code == "context_length_exceeded" and long.value.param == "prompt"
             with pytest.raises(openai.RateLimitError) as full:
-                slow = [client.completions.create(model="scripted", prompt="slow", max_tokens=99) for _ in range(4)]
+                slow = [
+                    client.completions.create(model="scripted", prompt="slow", max_tokens=99)
+                    for _ in range(4)
+                ]
                 await asyncio.gather(*slow)
             assert int(full.value.response.headers["retry-after"]) >= 1
 
@@ -126,7 +134,9 @@ async def test_responses_two_lanes_chaining_and_cancel(serving: Any) -> None:
             assert kinds["a"][:2] == ["response.created", "response.in_progress"]
             await served.until_idle()
             previous = final["b"].id
-            await connection.response.create(input="and then?", model="scripted", previous_response_id=previous)
+            await connection.response.create(
+                input="and then?", model="scripted", previous_response_id=previous
+            )
             async for event in connection:
                 if event.type == "response.completed":
                     break

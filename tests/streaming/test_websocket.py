@@ -8,13 +8,16 @@ import random
 from typing import Any
 
 import pytest
-from jitney.runtime.testing import Reply
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from jitney.runtime.testing import Reply
+
 
 def dial(served: Any, **options: Any) -> Any:
-    return connect(served.url.replace("http", "ws") + "/v1/responses", **{"proxy": None, "close_timeout": 0.1, **options})
+    return connect(
+        served.url.replace("http", "ws") + "/v1/responses", **{"proxy": None, "close_timeout": 0.1, **options}
+    )
 
 
 async def send(socket: ClientConnection, **frame: Any) -> None:
@@ -84,14 +87,19 @@ async def test_errors_leave_the_socket_and_the_other_lanes_running(serving: Any)
             ("{", "invalid_value"),
             ('{"type": "response.create", "input": "x", "temperature": NaN}', "invalid_value"),
             ('{"type": "response.create", "input": "x", "model": "y"}', "model_not_found"),
-            ('{"type": "response.create", "input": "x", "previous_response_id": "y"}', "previous_response_not_found"),
+            (
+                '{"type": "response.create", "input": "x", "previous_response_id": "y"}',
+                "previous_response_not_found",
+            ),
             (json.dumps({"type": "response.create", "input": "x" * 9000}), "context_length_exceeded"),
             ('{"type": "wibble"}', "invalid_value"),
             (b'{"type": "response.create", "input": []}', "invalid_value"),
         ]:
             await socket.send(frame)
             error = (await until(socket, "error"))[-1]
-            assert error["error"]["code"] == code and 400 <= error["status"] < 500 and "stream_id" not in error
+            assert (
+                error["error"]["code"] == code and 400 <= error["status"] < 500 and "stream_id" not in error
+            )
         await create(socket, "broken", stream_id="b")
         failed = (await until(socket, *ENDS))[-1]
         assert (failed["type"], failed["stream_id"]) == ("response.failed", "b")

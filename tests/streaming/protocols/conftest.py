@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from jitney.runtime.batch import TokenLogprobs
 from jitney.runtime.events import Event, Times, Usage
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from jitney.runtime.testing import ByteTokenizer
 from jitney.streaming.protocols.chat import ChatCompletion
 from jitney.streaming.protocols.completions import Completion
@@ -67,7 +68,13 @@ def test_chat_stream(story: Any, frames: Any) -> None:
 def test_chat_plain_with_two_choices(story: Any) -> None:
     s = story()
     exchange = chat(n=2)
-    events = [s.delta("a"), s.delta("b", 1), s.finish("stop_string", "c"), s.finish("length", "d", 1), s.done()]
+    events = [
+        s.delta("a"),
+        s.delta("b", 1),
+        s.finish("stop_string", "c"),
+        s.finish("length", "d", 1),
+        s.done(),
+    ]
     assert run(exchange, events) == b""
     answer = result(exchange)
     assert answer["object"] == "chat.completion" and answer["usage"] == USAGE

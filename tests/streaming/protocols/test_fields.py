@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from jitney.runtime.errors import RequestError
-from jitney.streaming.protocols import chat, completions, responses
-from jitney.streaming.protocols.fields import Harmless, Honoured, Refused
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
+
+from jitney.runtime.errors import RequestError
+from jitney.streaming.protocols import chat, completions, responses
+from jitney.streaming.protocols.fields import Harmless, Honoured, Refused
 
 Body = dict[str, Any]
 
@@ -241,7 +242,9 @@ def test_input_items_are_refused_by_index_and_field(item: Any, field: str) -> No
 def test_our_own_output_items_come_back_as_input() -> None:
     part = {"type": "output_text", "text": "answer", "annotations": [], "logprobs": []}
     item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
-    generate = read_create({"input": [item, {"role": "developer", "content": "x"}], "instructions": "be brief"})[0]
+    generate = read_create(
+        {"input": [item, {"role": "developer", "content": "x"}], "instructions": "be brief"}
+    )[0]
     assert generate.prompt == [
         {"role": "system", "content": "be brief"},
         {"role": "assistant", "content": "answer"},
@@ -249,7 +252,9 @@ def test_our_own_output_items_come_back_as_input() -> None:
     ]
 
 
-@pytest.mark.parametrize("prompt", ["", [], [[]], [""], ["a", 3], [1, "a"], [-1], [True], [2**31], ["a"] * 65, 7])
+@pytest.mark.parametrize(
+    "prompt", ["", [], [[]], [""], ["a", 3], [1, "a"], [-1], [True], [2**31], ["a"] * 65, 7]
+)
 def test_prompts(prompt: Any) -> None:
     """The shapes that are neither text, nor token ids, nor a list of these; what is empty is the engine's to refuse."""
     if prompt in ("", [[]], [""]):

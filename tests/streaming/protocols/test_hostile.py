@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from jitney.runtime.errors import RequestError
 from jitney.runtime.testing import ByteTokenizer
 from jitney.streaming.protocols.chat import ChatCompletion
@@ -18,14 +19,38 @@ from jitney.streaming.protocols.session import ResponsesSession
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "é"}]}]
 SEEDS = [
     {"model": "m", "messages": MESSAGES, "temperature": 0.5, "n": 2, "logit_bias": {"5": 1}, "stop": ["x"]},
-    {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "seed": 3},
+    {
+        "messages": MESSAGES,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logprobs": True,
+        "seed": 3,
+    },
     {"model": "m", "prompt": [[1, 2], "a"], "echo": True, "logprobs": 2, "max_tokens": 3, "deadline_ms": 5.5},
     {"type": "response.create", "stream_id": "a", "input": [{"role": "user", "content": "x"}], "include": []},
     {"type": "response.create", "input": "x", "metadata": {"a": "b"}, "previous_response_id": "resp_1"},
     {"type": "response.cancel", "response_id": "resp_1"},
     {"type": "response.steer", "previous_response_id": "resp_1", "input": "x"},
 ]
-ODD = [None, True, False, 0, -1, 2**63, 2**64, 10**40, 1.5, -1e308, "", "\x00", "é" * 300, [], [[]], {}, {"": {}}]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**63,
+    2**64,
+    10**40,
+    1.5,
+    -1e308,
+    "",
+    "\x00",
+    "é" * 300,
+    [],
+    [[]],
+    {},
+    {"": {}},
+]
 ODD += [[None], {"a": None}, "response.create", "5", [{"role": "user"}]]
 RAW = [
     b"",

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from jitney.runtime.errors import EngineClosed, QueueFull
 from jitney.runtime.testing import ByteTokenizer
 from jitney.streaming.protocols.errors import refusal
@@ -41,7 +42,9 @@ class Desk:
 
     def __init__(self) -> None:
         ids = itertools.count(1)
-        self.session = ResponsesSession("m", ByteTokenizer(), new_id=lambda: f"resp_{next(ids)}", clock=lambda: 7.0)
+        self.session = ResponsesSession(
+            "m", ByteTokenizer(), new_id=lambda: f"resp_{next(ids)}", clock=lambda: 7.0
+        )
         self.begun: list[Begin] = []
         self.stopped: list[Any] = []
         self.sent: list[Any] = []
@@ -184,7 +187,11 @@ def test_sixteen_in_flight_then_queued_then_refused(story: Any) -> None:
     for _ in range(MAX_WAITING - 1):
         desk.create(stream_id="lane-0")
     (full,) = desk.create(stream_id="lane-0")
-    assert (full["status"], full["error"]["code"], full["stream_id"]) == (429, "rate_limit_exceeded", "lane-0")
+    assert (full["status"], full["error"]["code"], full["stream_id"]) == (
+        429,
+        "rate_limit_exceeded",
+        "lane-0",
+    )
     assert full["error"]["headers"] == {"retry-after": "1"}
 
 
@@ -228,7 +235,7 @@ def test_a_continuation_queued_behind_its_parent_finds_it(story: Any) -> None:
 
 def test_an_unknown_parent_is_refused_and_the_lane_goes_on() -> None:
     desk = Desk()
-    refused, = desk.create(previous_response_id="resp_x", stream_id="a")
+    (refused,) = desk.create(previous_response_id="resp_x", stream_id="a")
     assert (refused["status"], refused["error"]["code"]) == (400, "previous_response_not_found")
     assert refused["stream_id"] == "a"
     desk.create(stream_id="a")
@@ -273,7 +280,9 @@ def test_cancel_by_id_by_lane_and_in_the_queue(story: Any) -> None:
     assert desk.receive(type="response.cancel") == []
     assert [turn.id for turn in desk.stopped] == ["resp_1", "resp_3"]
     desk.answer(desk.begun[0], story)
-    assert desk.receive(type="response.cancel", response_id="resp_1") == [], "its terminal frame was the answer"
+    assert desk.receive(type="response.cancel", response_id="resp_1") == [], (
+        "its terminal frame was the answer"
+    )
     assert desk.receive(type="response.cancel", stream_id="a") == []
     for wrong in ({"response_id": "resp_x"}, {"stream_id": "b"}):
         (missing,) = desk.receive(type="response.cancel", **wrong)
@@ -293,7 +302,9 @@ def test_steering_and_warm_up_are_refused_as_specified() -> None:
     desk = Desk()
     (steer,) = desk.receive(type="response.steer", previous_response_id="resp_1", input="more")
     assert (steer["type"], steer["error"]["code"]) == ("response.steer.failed", "steering_not_supported")
-    assert steer["steer"] == {"previous_response_id": "resp_1", "input": "more"} and "sequence_number" in steer
+    assert (
+        steer["steer"] == {"previous_response_id": "resp_1", "input": "more"} and "sequence_number" in steer
+    )
     (warm_up,) = desk.create(generate=False, stream_id="a")
     assert (warm_up["type"], warm_up["status"], warm_up["error"]["param"]) == ("error", 400, "generate")
     assert desk.begun == []

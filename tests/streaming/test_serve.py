@@ -1,0 +1,96 @@
+"""Running on uvicorn: readiness, signals, the drain and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from jitney.runtime.testing import Reply
+from jitney.streaming import create_app
+from jitney.streaming.client import Client, ConnectionLost
+from jitney.streaming.serve import _listen, serve
+
+SHORT = Reply(match="short", text="tick " * 20, token_s=0.005)
+
+
+async def start(app: Any, **options: Any) -> tuple[asyncio.Task[None], str]:
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(serve(app, port=0, on_ready=ready.set_result, **options))
+    return running, await ready
+
+
+async def text_of(client: Client, prompt: str) -> str:
+    return "".join([event.text async for event in client.stream(prompt)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains(serving: Any, number: int) -> None:
+    former = signal.getsignal(number)
+    async with serving(SHORT) as served:
+        running, url = await start(create_app(served.engine))
+        async with Client(url) as client, httpx.AsyncClient(base_url=url) as http:
+            open_answer = asyncio.create_task(text_of(client, "short"))
+            body = {"prompt": "short", "stream": True, "max_tokens": 200}
+            open_stream = asyncio.create_task(http.post("/v1/completions", json=body))
+            await served.until(lambda stats: stats.running == 2)
+            os.kill(os.getpid(), number)
+            await served.until(lambda stats: stats.state == "draining")
+            assert (await http.post("/v1/completions", json={"prompt": "sky"})).status_code == 503
+            assert (await http.get("/ready")).status_code == 503
+            assert await open_answer == SHORT.text
+            assert (await open_stream).text.endswith("data: [DONE]\n\n")
+            await running
+            await client._socket.wait_closed()
+        assert client._socket.close_code == 1012
+    assert signal.getsignal(number) is former
+
+
+async def test_what_does_not_end_in_time_is_closed_with_1012(serving: Any) -> None:
+    async with serving() as served:
+        running, url = await start(create_app(served.engine), drain_s=0.05)
+        async with connect(url.replace("http", "ws") + "/v1/responses", proxy=None) as ws:
+            await ws.send(json.dumps({"type": "response.create", "input": "slow"}))
+            await ws.recv()
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await ws.recv()
+            assert ws.close_code == 1012
+            await running
+        await served.until_idle()
+
+
+async def test_a_second_signal_ends_the_wait(serving: Any) -> None:
+    async with serving() as served:
+        running, url = await start(create_app(served.engine), drain_s=600)
+        async with Client(url) as client:
+            slow = asyncio.create_task(text_of(client, "slow"))
+            await served.until(lambda stats: stats.running == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await served.until(lambda stats: stats.state == "draining")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await running
+            with pytest.raises(ConnectionLost):
+                await slow
+        await served.until_idle()
+
+
+async def test_an_address_in_use_is_an_error(serving: Any) -> None:
+    async with serving() as served:
+        port = int(served.url.rsplit(":", 1)[1])
+        with pytest.raises(OSError, match="in use"):
+            await serve(create_app(served.engine), port=port)
+
+
+def test_the_listener_is_one_on_which_asyncio_sends_at_once() -> None:
+    with _listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
