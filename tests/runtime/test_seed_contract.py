@@ -90,7 +90,7 @@ def test_tokens_do_not_depend_on_the_batch(
         max_rows=8,
         max_context=CONTEXT,
         num_threads=1,
-        kv_cache_bytes=16 * page_bytes,
+        kv_cache_bytes=9 * page_bytes,
     )
     step = open_cpu_step(TINY, random_weights(TINY), config)
     try:
