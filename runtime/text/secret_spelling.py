@@ -12,16 +12,22 @@ import re
 import secrets
 from typing import Any
 
+import msgspec
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+    special: bool = False
+
 
 class SecretSpelling:
     """`spelled` maps each control token's id to its public spelling; `rename` changes a `tokenizer.json`."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._key = secrets.token_hex(16)
-        entries = [
-            entry for entry in spec.get("added_tokens") or [] if entry.get("special") and entry.get("content")
-        ]
-        self.spelled: dict[int, str] = {entry["id"]: entry["content"] for entry in entries}
+        added = msgspec.convert(spec.get("added_tokens") or [], list[_AddedToken])
+        self.spelled = {token.id: token.content for token in added if token.special and token.content}
         self._ids = {spelling: token_id for token_id, spelling in self.spelled.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

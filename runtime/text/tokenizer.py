@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import tokenizers
 
 from ..backend import Detokenizer, Message
-from ..errors import InvalidField, ModelError, RequestError
+from ..errors import InvalidField, JitneyError, ModelError, RequestError
 from .chat_template import ChatTemplate
 from .definition import TokenizerDefinition
 from .detokenizer import ByteDetokenizer, WindowDetokenizer, hidden_bytes
@@ -28,16 +29,17 @@ class ModelTokenizer:
     def __init__(self, definition: TokenizerDefinition, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self._names = definition.names
-        try:
+        with _refusing(
+            lambda error: ModelError(f"{definition.source}: not a tokenizer that can be used: {error}")
+        ):
             self._spelling = SecretSpelling(definition.spec)
             renamed = self._spelling.rename(definition.spec)
             self._library = tokenizers.Tokenizer.from_str(msgspec.json.encode(renamed).decode())
             self._library.no_truncation()
             self._library.no_padding()
             self._rule = decoder_rule(definition.spec)
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{definition.source}: not a tokenizer that can be used: {error}") from error
-        self._bos = self._prefix(definition)
+            self._bos = self._prefix(definition)
+            self._library.decode(self._library.encode("a b").ids)
         self._bytes = _TokenBytes(self.spelled, str.encode if self._rule is None else self._rule.plain)
         self._visible_bytes = hidden_bytes(self._bytes, self._spelling.spelled.keys())
         template = definition.chat_template
@@ -53,12 +55,7 @@ class ModelTokenizer:
         return self._id_of(self._names.get(name))
 
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        try:
-            ids: list[int] = self._library.encode_batch([text], add_special_tokens=False)[0].ids
-        except Exception as error:  # the library raises bare Exception
-            raise RequestError(f"the text cannot be tokenised: {error}") from error
-        if max(ids, default=0) >= self.vocab_size:
-            raise InvalidField("prompt", f"text of tokens below {self.vocab_size}", max(ids))
+        ids = self._ids("prompt", text)
         return self._bos + ids if add_bos else ids
 
     def encode_chat(
@@ -72,7 +69,7 @@ class ModelTokenizer:
         for name, value in options.items():
             options[name] = spelling.marked(value, mark) if isinstance(value, str) else value
         plain = plain_messages(messages, lambda text: spelling.marked(text, mark))
-        return self.encode(spelling.seal(self._template.render(plain, options), mark), add_bos=False)
+        return self._ids("messages", spelling.seal(self._template.render(plain, options), mark))
 
     def word_sequences(self, word: str) -> list[tuple[int, ...]]:
         """At the start of a text, after a space, and straight after something else."""
@@ -109,6 +106,13 @@ class ModelTokenizer:
             return self._spelling.spelled[token_id]
         return self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
 
+    def _ids(self, field: str, text: str) -> list[int]:
+        with _refusing(lambda error: RequestError(f"{field}: cannot be tokenised: {error}", field=field)):
+            ids: list[int] = self._library.encode_batch([text], add_special_tokens=False)[0].ids
+        if max(ids, default=0) >= self.vocab_size:
+            raise InvalidField(field, f"text of tokens below {self.vocab_size}", max(ids))
+        return ids
+
     def _prefix(self, definition: TokenizerDefinition) -> list[int]:
         if definition.add_bos is None:
             return _ids_before(definition.spec.get("post_processor"))
@@ -131,6 +135,17 @@ class ModelTokenizer:
     def _first_bytes(self, token_id: int) -> bytes:
         token = self.spelled(token_id)
         return b"" if token is None or self._rule is None else self._rule.first(token)
+
+
+@contextmanager
+def _refusing(refusal: Callable[[BaseException], JitneyError]) -> Iterator[None]:
+    """The library raises bare Exception, and panics that are not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise refusal(error) from error
 
 
 class _TokenBytes(dict[int, bytes]):
@@ -157,4 +172,4 @@ def _ids_before(processor: dict[str, Any] | None) -> list[int]:
                 if "SpecialToken" not in piece:
                     break
                 ids += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    return ids
+    return msgspec.convert(ids, list[int])

@@ -45,8 +45,7 @@ class Checkpoint:
     def open_step(self, config: EngineConfig) -> Step:
         from ..steps.cpu import open_cpu_step
 
-        step: Step = open_cpu_step(self.config, self.weights, config)
-        return step
+        return open_cpu_step(self.config, self.weights, config)
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         from ..steps.padded import PaddedModel

