@@ -23,7 +23,7 @@ from .memory import PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_by
 from .prompt_scores import PromptScorer
 from .sampler import Drawn, Row, sample
 from .slots import Slots
-from .threads import acquire_threads, release_threads
+from .threads import torch_threads
 
 def open_cpu_step(model: ModelConfig, weights: Weights, config: EngineConfig) -> Step:
     """Plan the memory, then read the weights and make ready.
@@ -40,12 +40,12 @@ def open_cpu_step(model: ModelConfig, weights: Weights, config: EngineConfig) ->
         free_memory(),
     )
     if config.tune_process:
-        acquire_threads(config.num_threads)
+        torch_threads.acquire(config.num_threads)
     try:
         return CpuStep(model, weights, config, kernels, plan)
     except BaseException:
         if config.tune_process:
-            release_threads()
+            torch_threads.release()
         raise
 
 
@@ -101,7 +101,7 @@ class CpuStep:
         del self._layers, self._program, self._scorer
         if self._tuned:
             self._tuned = False
-            release_threads()
+            torch_threads.release()
 
     def _find_tile(self, kernels: Kernels, most: int) -> Tile:
         model, layer = self._model, self._layers.layers[0]

@@ -1,4 +1,7 @@
-"""torch's thread count belongs to the whole process: set while the first step is open, restored by the last."""
+"""torch's thread count belongs to the whole process: held while any step is open, put back when the last one closes.
+
+The count is a setting of the calling thread too, so a step acquires it on the thread that computes.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +11,40 @@ import threading
 
 import torch
 
-_log = logging.getLogger("jitney")
-_lock = threading.Lock()
-_holders = 0
-_before = 0
+logger = logging.getLogger("jitney")
 
 
-def acquire_threads(num_threads: int | None) -> None:
-    """Set the count, or the default for this machine. While another step holds it, the count stays as it is."""
-    global _holders, _before
-    with _lock:
-        if _holders == 0:
-            _before = torch.get_num_threads()
-            count = num_threads or default_threads()
-            torch.set_num_threads(count)
-            _log.info("torch uses %d threads in this process (it had %d)", count, _before)
-        elif num_threads not in (None, torch.get_num_threads()):
-            _log.warning("num_threads=%s is not applied: another engine holds torch at %d", num_threads, torch.get_num_threads())
-        _holders += 1
+class TorchThreads:
+    """Reference-counted; any thread."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before = 0
 
-def release_threads() -> None:
-    global _holders
-    with _lock:
-        _holders -= 1
-        if _holders == 0:
-            torch.set_num_threads(_before)
-            _log.info("torch is back at %d threads", _before)
+    def acquire(self, num_threads: int | None) -> None:
+        """The first holder decides; None means this machine's default."""
+        with self._lock:
+            if self._holders == 0:
+                self._before = torch.get_num_threads()
+                torch.set_num_threads(num_threads or default_threads())
+                logger.info("torch has %d threads, had %d", torch.get_num_threads(), self._before)
+            elif num_threads not in (None, torch.get_num_threads()):
+                logger.warning("num_threads=%s: torch stays at %d", num_threads, torch.get_num_threads())
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                torch.set_num_threads(self._before)
+                logger.info("torch is back at %d threads", self._before)
 
 
 def default_threads() -> int:
-    """All cores up to four, for there a core given up costs a quarter of the speed or more; then one less."""
+    """All cores up to four, where one given up would cost a quarter of the speed or more; then one less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if cores <= 4 else cores - 1
+
+
+torch_threads = TorchThreads()
