@@ -70,7 +70,7 @@ def run(steps: StepLoop, requests: list[Generate], rng: random.Random | None = N
 
 @pytest.mark.parametrize(
     ("num_requests", "num_mixes"),
-    [(30, 6), pytest.param(100, 20, marks=[pytest.mark.large, pytest.mark.timeout(600)])],
+    [(40, 5), pytest.param(100, 20, marks=[pytest.mark.large, pytest.mark.timeout(600)])],
 )
 @pytest.mark.parametrize(
     ("dtype", "quantize"),
