@@ -106,12 +106,15 @@ class Client:
             raise ConnectionLost(f"{self._url}: {exc}") from exc
 
     async def _read(self) -> None:
-        with suppress(ConnectionClosed):
+        try:
             async for frame in self._socket:
                 self._route(msgspec.json.decode(frame))
-        for lane in self._lanes.values():
-            if lane.is_open:
-                self._route({"type": "error", "stream_id": lane.id, "error": {"code": CLOSED}})
+        except ConnectionClosed:
+            pass
+        finally:
+            for lane in self._lanes.values():
+                if lane.is_open:
+                    self._route({"type": "error", "stream_id": lane.id, "error": {"code": CLOSED}})
 
     def _route(self, event: dict[str, Any]) -> None:
         lane = self._lanes.get(event.get("stream_id", ""))

@@ -70,9 +70,8 @@ class Guard:
         return origin in self._origins or (page != "" and page == host.lower()) or _is_loopback(page)
 
     def _is_own_host(self, host: str, server: tuple[str, int | None] | None) -> bool:
-        listens_on_loopback = server is not None and _is_loopback(
-            server[0] if ":" not in server[0] else "[::1]"
-        )
+        address = server[0] if server else ""
+        listens_on_loopback = _is_loopback(f"[{address}]" if ":" in address else address)
         return not listens_on_loopback or _is_loopback(host) or host in self._hosts
 
 

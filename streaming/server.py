@@ -6,7 +6,7 @@ It touches no signal, no logging set-up and no global. It does not own the engin
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.errors import InvalidField, JitneyError
 from .guard import Guard
@@ -88,7 +88,8 @@ class _Routes:
         except JitneyError as exc:
             await websocket.send_denial_response(http_response(refusal(exc)))
             return
-        await socket.run()
+        with suppress(WebSocketDisconnect):
+            await socket.run()
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._model()]})

@@ -30,15 +30,19 @@ class Answer:
     """One choice of a plain answer, as it grows."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self.first_token = ""
         """Of the prompt: it has no log-probability, so no entry names it."""
         self.finish = ""
 
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
     def add(self, event: Event) -> None:
-        self.text += event.text
+        self._texts.append(event.text)
         self.logprobs += event.logprobs or ()
         if event.finish_reason:
             self.finish = FINISH[event.finish_reason]

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API for text: the request, and the events of one response in their order."""
+"""The events of one response of OpenAI's Responses API, in their order."""
 
 from __future__ import annotations
 
@@ -6,104 +6,11 @@ from typing import Any
 
 import msgspec
 
-from ...runtime.backend import Message, Tokenizer
-from ...runtime.errors import InvalidField
+from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Usage
+from .create import Create
 from .errors import failure
-from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Refused, Table, check_model, honoured, typed
-from .generate import SAMPLING, SCHEDULING, Envelope, Generate, sampling
 from .logprobs import entries
-from .messages import input_messages
-
-LOGPROBS = "message.output_text.logprobs"
-ENCRYPTED_REASONING = "reasoning.encrypted_content"
-
-FIELDS: Table = {
-    **SAMPLING,
-    **SCHEDULING,
-    "type": HONOURED,
-    "stream_id": HONOURED,
-    "input": HONOURED,
-    "instructions": HONOURED,
-    "model": HONOURED,
-    "max_output_tokens": HONOURED,
-    "previous_response_id": HONOURED,
-    "metadata": HONOURED,
-    "include": HONOURED,
-    "top_logprobs": HONOURED,
-    "chat_template_kwargs": HONOURED,
-    "stream_options": HONOURED,
-    "generate": Harmless((True,)),
-    "stream": HARMLESS,
-    "store": HARMLESS,
-    "background": Harmless((False,)),
-    "safety_identifier": HARMLESS,
-    "prompt_cache_key": HARMLESS,
-    "prompt_cache_retention": HARMLESS,
-    "service_tier": Harmless(("auto", "default")),
-    "truncation": Harmless(("disabled",)),
-    "text": Harmless(({}, {"format": {"type": "text"}})),
-    "reasoning": Harmless(({}, {"effort": "none"})),
-    "tools": Harmless(([],)),
-    "tool_choice": Harmless(("auto", "none")),
-    "parallel_tool_calls": HARMLESS,
-    "max_tool_calls": HARMLESS,
-    "access_programs": REFUSED,
-    "background_options": REFUSED,
-    "context_management": REFUSED,
-    "conversation": Refused("use previous_response_id"),
-    "image": REFUSED,
-    "moderation": REFUSED,
-    "prompt": Refused("use input and instructions"),
-    "prompt_cache_options": REFUSED,
-}
-
-STREAM_OPTIONS: Table = {"include_obfuscation": Harmless((False,))}
-
-_NAMES = {"max_output_tokens": "max_tokens", "top_logprobs": "logprobs"}
-
-
-class ResponseRequest(Envelope, kw_only=True):
-    """The honoured fields of a `response.create`, beside its sampling."""
-
-    stream: bool = True
-    input: str | list[Any] = []
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_logprobs: int | None = None
-    previous_response_id: str | None = None
-    metadata: dict[str, str] | None = None
-    include: list[str] = []
-
-
-class Create:
-    """One checked `response.create`. `messages` are its own, without those of the response that it continues."""
-
-    def __init__(self, body: dict[str, Any], served_model: str) -> None:
-        fields = honoured(body, FIELDS)
-        self.request = typed(fields, ResponseRequest)
-        honoured(self.request.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
-        check_model(self.request.model, served_model)
-        self.messages = input_messages(self.request.input)
-        if not self.messages and self.request.previous_response_id is None:
-            raise InvalidField("input", "text, or at least one message", self.request.input)
-        self.params = sampling(fields, _NAMES, **self._logprobs())
-
-    def generate(self, history: list[Message]) -> Generate:
-        """`history` is the conversation so far, this request's messages included."""
-        instructions = self.request.instructions
-        system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-        spelled = {"prompt": "input", "max_tokens": "max_output_tokens"}
-        return self.request.generate(system + history, self.params, spelled)
-
-    def _logprobs(self) -> dict[str, Any]:
-        include = self.request.include
-        for value in include:
-            if value not in (LOGPROBS, ENCRYPTED_REASONING):
-                raise InvalidField("include", f"{LOGPROBS!r} or {ENCRYPTED_REASONING!r}", value)
-        return {"logprobs": 0} if LOGPROBS in include and self.request.top_logprobs is None else {}
 
 
 class ResponseEvents:
@@ -120,7 +27,7 @@ class ResponseEvents:
         self, response_id: str, create: Create, *, model: str, created_at: float, stream_id: str | None
     ) -> None:
         self.id = response_id
-        self.text = ""
+        self._texts: list[str] = []
         self.is_done = False
         self._request = create.request
         self._model = model
@@ -130,6 +37,11 @@ class ResponseEvents:
         self._logprobs: list[dict[str, Any]] = []
         self._has_item = False
         self._output: list[dict[str, Any]] = []
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return "".join(self._texts)
 
     def queued(self) -> bytes:
         return self._frame("response.queued", 0, response=self._response("queued"))
@@ -147,12 +59,11 @@ class ResponseEvents:
             closing = self._close_item(self.PRELUDE + event.seq - 1, "incomplete") if left_open else []
             return [*closing, self.terminal(event)]
         frames = self._open_item() if not self._has_item and event.kind in ("delta", "finish") else []
-        logprobs = entries(event.logprobs or (), tokenizer)
+        logprobs = entries(event.logprobs, tokenizer) if event.logprobs else []
         if event.text or logprobs:
-            self.text += event.text
+            self._texts.append(event.text)
             self._logprobs += logprobs
-            part = {"delta": event.text, "logprobs": logprobs, **self._place()}
-            frames.append(self._frame("response.output_text.delta", self.PRELUDE + event.seq, **part))
+            frames.append(self._delta(self.PRELUDE + event.seq, event.text, logprobs))
         if event.kind == "finish":
             whole = event.finish_reason in ("stop_token", "stop_string")
             frames += self._close_item(self.PRELUDE + event.seq, "completed" if whole else "incomplete")
@@ -186,14 +97,19 @@ class ResponseEvents:
         ]
 
     def _close_item(self, number: int, status: str) -> list[bytes]:
-        part = _part(self.text, self._logprobs)
+        text = self.text
+        part = _part(text, self._logprobs)
         self._output = [self._item(status, [part])]
-        done = {"text": self.text, "logprobs": self._logprobs, **self._place()}
+        done = {"text": text, "logprobs": self._logprobs, **self._place()}
         return [
             self._frame("response.output_text.done", number + 1, **done),
             self._frame("response.content_part.done", number + 2, part=part, **self._place()),
             self._frame("response.output_item.done", number + 3, output_index=0, item=self._output[0]),
         ]
+
+    def _delta(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bytes:
+        lane = msgspec.UNSET if self._stream_id is None else self._stream_id
+        return _ENCODER.encode(_Delta(number, lane, self._item_id, text, logprobs))
 
     def _frame(self, kind: str, number: int, **fields: Any) -> bytes:
         lane = {} if self._stream_id is None else {"stream_id": self._stream_id}
@@ -236,6 +152,21 @@ class ResponseEvents:
             "usage": None,
             **facts,
         }
+
+
+class _Delta(msgspec.Struct, frozen=True, tag_field="type", tag="response.output_text.delta"):
+    """The frame of which there are many: a struct encodes several times faster than a dict is built."""
+
+    sequence_number: int
+    stream_id: str | msgspec.UnsetType
+    item_id: str
+    delta: str
+    logprobs: list[dict[str, Any]]
+    output_index: int = 0
+    content_index: int = 0
+
+
+_ENCODER = msgspec.json.Encoder()
 
 
 def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ import msgspec
 from ...runtime.backend import Message, Tokenizer
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.events import Event
+from .create import Create
 from .errors import Refusal, invalid, refusal
 from .fields import HARMLESS, HONOURED, Table, honoured, parse
 from .generate import Generate
-from .responses import Create, ResponseEvents
+from .responses import ResponseEvents
 
 MAX_IN_FLIGHT = 16
 MAX_WAITING = 64

@@ -230,6 +230,34 @@ async def test_who_may_come_in_without_a_key(serving: Any, headers: Any, status:
         assert (await client.get("/v1/models")).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("address", "host", "status"),
+    [
+        ("2001:db8::5", "example.com", 200),
+        ("10.0.0.5", "example.com", 200),
+        ("::1", "example.com", 403),
+        ("::1", "[::1]:8000", 200),
+        ("127.0.0.2", "localhost:8000", 200),
+    ],
+)
+async def test_hosts_are_checked_on_loopback_addresses_only(address: str, host: str, status: int) -> None:
+    async with DynamicEngine(ScriptedBackend()) as engine:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/v1/models",
+            "query_string": b"",
+            "server": (address, 80),
+        }
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await create_app(engine)({**scope, "headers": [(b"host", host.encode())]}, asyncio.sleep, send)
+        assert sent[0]["status"] == status
+
+
 def test_an_empty_key_is_a_mistake() -> None:
     with pytest.raises(InvalidField, match="api_key"):
         create_app(None, api_key="")  # type: ignore[arg-type]

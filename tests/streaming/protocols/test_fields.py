@@ -11,7 +11,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from jitney.runtime.errors import RequestError
-from jitney.streaming.protocols import chat, completions, responses
+from jitney.streaming.protocols import chat, completions, create
 from jitney.streaming.protocols.fields import Harmless, Honoured, Refused
 
 Body = dict[str, Any]
@@ -28,15 +28,15 @@ def read_completion(body: Body) -> Any:
 
 
 def read_create(body: Body) -> Any:
-    create = responses.Create(body, "m")
-    fields = msgspec.structs.asdict(create.request)
-    return create.generate(create.messages), fields["previous_response_id"], fields["metadata"]
+    made = create.Create(body, "m")
+    fields = msgspec.structs.asdict(made.request)
+    return made.generate(made.messages), fields["previous_response_id"], fields["metadata"]
 
 
 ROUTES: dict[str, Any] = {
     "chat": (chat.FIELDS, read_chat, {"messages": [{"role": "user", "content": "hi"}]}),
     "completions": (completions.FIELDS, read_completion, {"prompt": "hi"}),
-    "responses": (responses.FIELDS, read_create, {"input": "hi"}),
+    "responses": (create.FIELDS, read_create, {"input": "hi"}),
 }
 
 VALUES: Body = {
