@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
+
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 class _AddedToken(msgspec.Struct):
@@ -24,10 +27,14 @@ class _AddedToken(msgspec.Struct):
 class SecretSpelling:
     """`spelled` maps each control token's id to its public spelling; `rename` changes a `tokenizer.json`."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], names: Collection[str] = ()) -> None:
+        """`names` are spellings that are control tokens whatever the spec says: its BOS, its EOS."""
         self._key = secrets.token_hex(16)
         added = msgspec.convert(spec.get("added_tokens") or [], list[_AddedToken])
-        self.spelled = {token.id: token.content for token in added if token.special and token.content}
+        vocab = spec["model"].get("vocab")
+        known = {token.content: token.id for token in added} | (vocab if isinstance(vocab, dict) else {})
+        named = {known[name]: name for name in names if name in known}
+        self.spelled = {token.id: token.content for token in added if token.special and token.content} | named
         self._ids = {spelling: token_id for token_id, spelling in self.spelled.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -37,10 +44,10 @@ class SecretSpelling:
 
     def rename(self, spec: dict[str, Any]) -> dict[str, Any]:
         """A copy of the `tokenizer.json` whose control tokens have their secret names."""
-        added = [
-            entry | {"content": self._secret(entry["id"])} if entry["id"] in self.spelled else entry
-            for entry in spec.get("added_tokens") or []
-        ]
+        added = {entry["id"]: entry for entry in spec.get("added_tokens") or []}
+        for token_id in self.spelled:
+            entry = {"id": token_id, **_FLAGS, **added.get(token_id, {})}
+            added[token_id] = entry | {"content": self._secret(token_id), "special": True}
         model = dict(spec["model"])
         if isinstance(model.get("vocab"), dict):
             model["vocab"] = {self._renamed(token): token_id for token, token_id in model["vocab"].items()}
@@ -48,7 +55,7 @@ class SecretSpelling:
             model["vocab"] = [[self._renamed(token), score] for token, score in model["vocab"]]
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = self._renamed(model["unk_token"])
-        return spec | {"added_tokens": added, "model": model, "post_processor": None}
+        return spec | {"added_tokens": list(added.values()), "model": model, "post_processor": None}
 
     def mark(self) -> str:
         """A fresh mark for one conversation."""

@@ -32,7 +32,7 @@ class ModelTokenizer:
         with _refusing(
             lambda error: ModelError(f"{definition.source}: not a tokenizer that can be used: {error}")
         ):
-            self._spelling = SecretSpelling(definition.spec)
+            self._spelling = SecretSpelling(definition.spec, definition.names.values())
             renamed = self._spelling.rename(definition.spec)
             self._library = tokenizers.Tokenizer.from_str(msgspec.json.encode(renamed).decode())
             self._library.no_truncation()
@@ -47,7 +47,7 @@ class ModelTokenizer:
 
     @property
     def control_ids(self) -> frozenset[int]:
-        """Ids of the control tokens: those that the tokenizer marks as special."""
+        """Ids of the control tokens: those that the tokenizer marks as special, and its BOS, EOS and their like."""
         return frozenset(self._spelling.spelled)
 
     def special_id(self, name: str) -> int | None:

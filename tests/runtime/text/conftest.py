@@ -95,6 +95,16 @@ def sentencepiece(*, metaspace: bool = False) -> tokenizers.Tokenizer:
     return library
 
 
+def pieces_alone() -> tokenizers.Tokenizer:
+    """SentencePiece without bytes to fall back to."""
+    vocab = {token: index for index, token in enumerate([*CONTROL, "▁", *"helowrdTé世界.12", "▁h", "ll"])}
+    library = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "h"), ("l", "l")], unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    library.decoder = decoders.Metaspace(prepend_scheme="first")
+    library.add_special_tokens(CONTROL)
+    return library
+
+
 def wordpiece() -> tokenizers.Tokenizer:
     tokens = [
         *CONTROL,
@@ -127,6 +137,7 @@ KINDS = {
     "byte_level": byte_level,
     "sentencepiece": sentencepiece,
     "metaspace": lambda: sentencepiece(metaspace=True),
+    "pieces_alone": pieces_alone,
     "wordpiece": wordpiece,
     "tiny_bytes": tiny_bytes,
 }
