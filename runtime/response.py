@@ -129,6 +129,11 @@ class Response:
         return self.log.is_sealed
 
     @property
+    def num_bytes(self) -> int:
+        """What it holds in memory, roughly: the prompt and the log."""
+        return 40 * len(self.request.prompt) + self.log.num_bytes
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt)
 

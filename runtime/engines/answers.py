@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ..config import EngineConfig
 from ..errors import InvalidField
 from ..events import Event
 from ..intake import Options, Prompt
@@ -40,6 +41,15 @@ def checked(params: SamplingParams | None, options: dict[str, Any]) -> tuple[Sam
         if name not in known:
             raise InvalidField(name, f"one of {', '.join(known)}", options[name])
     return params, Options(**options)
+
+
+def checked_config(config: EngineConfig | None) -> EngineConfig:
+    """The settings, or the defaults, or `InvalidField`."""
+    if config is None:
+        return EngineConfig()
+    if not isinstance(config, EngineConfig):
+        raise InvalidField("config", "EngineConfig", config)
+    return config
 
 
 async def answer(prompt: Prompt, response: Response) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from ..backend import Backend
 from ..batch import Capacity
 from ..config import EngineConfig
-from ..errors import EngineClosed, EngineDied, InvalidField
+from ..errors import EngineClosed, EngineDied, EngineError, InvalidField
 from ..events import Event, FinishReason
 from ..inbox import Inbox
 from ..intake import Intake, Prompt
@@ -33,7 +35,7 @@ from ..response import Response
 from ..scheduler import Scheduler
 from ..worker import Worker
 from .abstract import AbstractEngine, Stats, resolve
-from .answers import answer, checked, each_prompt
+from .answers import answer, checked, checked_config, each_prompt
 
 WATCH_S = 1.0
 """How often the watchdog looks at the worker's heartbeat."""
@@ -57,7 +59,7 @@ class DynamicEngine(AbstractEngine):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config or EngineConfig()
+        self.config = checked_config(config)
         self.state = "closed"
         self._model = model
         self._clock = clock
@@ -70,6 +72,10 @@ class DynamicEngine(AbstractEngine):
         self._counters: dict[str, int] = {}
         self._prompt_tokens = self._generated_tokens = self._late_events = 0
         self._cause: BaseException | None = None
+        self._owner: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     # Life
 
@@ -82,25 +88,24 @@ class DynamicEngine(AbstractEngine):
 
     async def start(self) -> None:
         """Load the model and begin to serve. Raises `ModelError` or `CannotServe`."""
-        if self.state != "closed" or self._cause is not None:
+        if self._owner is not None:
             raise EngineClosed(f"an engine starts once; this one is {self.state}")
         self.state = "starting"
-        self._loop = asyncio.get_running_loop()
+        self._owner = self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[Capacity] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._inbox = Inbox()
-        self._worker: Worker | None = None
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="jitney-tokenizer")
         if self.config.tune_process:
             switch_interval.acquire()
         try:
             self.backend = await self._loop.run_in_executor(self._tokenizing, resolve, self._model)
+            self._refuse_unless("starting")
             self._set_up()
             capacity = await self._opened
+            self._refuse_unless("starting")
         except BaseException:
             await self.close()
             raise
@@ -112,6 +117,8 @@ class DynamicEngine(AbstractEngine):
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests and wait until those accepted have ended. False if `timeout_s` passed first."""
+        if self._is_elsewhere():
+            return await self._hop(self.drain(timeout_s))
         if self.state == "ready":
             self.state = "draining"
         try:
@@ -125,17 +132,23 @@ class DynamicEngine(AbstractEngine):
         """End what is open as cancelled, stop the worker, give all memory back. Idempotent."""
         if self.state == "closed":
             return
+        if self._is_elsewhere() and not self._loop.is_closed():
+            return await self._hop(self.close())
         self.state = "closed"
-        self._end_all("cancelled")
-        for timer in (self._timer, self._watchdog):
-            if timer is not None:
-                timer.cancel()
-        if self._worker is not None:
-            self._inbox.put(Stop())
-            await self._join(self._worker)
-        self._tokenizing.shutdown(wait=True)
-        if self.config.tune_process:
-            switch_interval.release()
+        try:
+            if self._worker is not None:
+                self._inbox.put(Stop())
+            if not self._loop.is_closed():
+                self._end_all("cancelled")
+                for timer in (self._timer, self._watchdog):
+                    if timer is not None:
+                        timer.cancel()
+            if self._worker is not None:
+                await self._join(self._worker)
+        finally:
+            self._tokenizing.shutdown(wait=True)
+            if self.config.tune_process:
+                switch_interval.release()
 
     # Requests
 
@@ -144,12 +157,14 @@ class DynamicEngine(AbstractEngine):
 
         `options` are those of `Options`. Raises `RequestError`, `QueueFull`, `EngineClosed` or `EngineDied`.
         """
+        self._refuse_unless("ready")
+        if self._is_elsewhere():
+            raise EngineError("submit belongs to the engine's loop; from elsewhere use stream or generate")
         params, opts = checked(params, options)
-        self._refuse_unless_ready()
         return self._admit(await self._intake.accept(prompt, params, opts), params)
 
     def _admit(self, request: Generate, params: SamplingParams) -> Response:
-        self._refuse_unless_ready()
+        self._refuse_unless("ready")
         if request.id in self._responses:
             raise InvalidField("response_id", "an id that is not in use", request.id)
         self._queue.push(request, retry_after_s=self._retry_after_s())
@@ -166,7 +181,7 @@ class DynamicEngine(AbstractEngine):
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
     ) -> AsyncGenerator[Event]:
         """The events of one answer. Leaving the loop, or cancelling the task, cancels the request."""
-        if asyncio.get_running_loop() is not self._loop:
+        if self._is_elsewhere():
             async with aclosing(self._stream_from_afar(prompt, sampling_params, options)) as events:
                 async for event in events:
                     yield event
@@ -192,7 +207,7 @@ class DynamicEngine(AbstractEngine):
         `prompt_logprobs`, `usage`, `times` and `error`. Raises as `submit` does, before anything runs.
         """
         jobs = each_prompt(prompts, sampling_params)
-        if asyncio.get_running_loop() is not self._loop:
+        if self._is_elsewhere():
             return await self._hop(self._generate(jobs, options))
         return await self._generate(jobs, options)
 
@@ -203,14 +218,14 @@ class DynamicEngine(AbstractEngine):
 
     async def cancel(self, response_id: str) -> bool:
         """End a response now. True if it was open."""
-        if asyncio.get_running_loop() is not self._loop:
+        if self._is_elsewhere():
             return await self._hop(self.cancel(response_id))
         return self._cancel(response_id)
 
     def stats(self) -> Stats:
         """A snapshot; cheap, from any thread."""
         stats = self._scheduler_stats
-        worker = getattr(self, "_worker", None)
+        worker = self._worker
         return Stats(
             state=self.state,
             waiting=len(self._queue) + stats.waiting if self.state != "closed" and worker else 0,
@@ -290,8 +305,11 @@ class DynamicEngine(AbstractEngine):
     def _worker_stopped(self, news: Stopped) -> None:
         if not self._stopped.done():
             self._stopped.set_result(None)
+        self._scheduler_stats = msgspec.structs.replace(
+            self._scheduler_stats, running=0, waiting=0, pages_used=0
+        )
         if not self._opened.done():
-            self._opened.set_exception(news.error or EngineClosed("closed while starting"))
+            self._opened.set_exception(_bearable(news.error))
             self._opened.exception()
         elif self.state not in ("closed", "dead"):
             self._die(news.error or EngineDied("the worker stopped"))
@@ -299,6 +317,7 @@ class DynamicEngine(AbstractEngine):
     def _die(self, cause: BaseException) -> None:
         logger.error("the engine is dead: %s", cause)
         self.state, self._cause = "dead", cause
+        self._inbox.put(Stop())
         self._end_all("error", f"the engine died: {cause}")
 
     def _watch(self) -> None:
@@ -365,7 +384,7 @@ class DynamicEngine(AbstractEngine):
         for reason in response.finish_reasons:
             self._counters[reason] = self._counters.get(reason, 0) + 1
         self._finished[response.id] = self._clock()
-        self._finished_bytes += response.log.num_bytes
+        self._finished_bytes += response.num_bytes
         self._num_open -= 1
         if not self._num_open:
             self._idle.set()
@@ -379,9 +398,12 @@ class DynamicEngine(AbstractEngine):
             if not expired and self._finished_bytes <= self.config.keep_finished_bytes:
                 return
             del self._finished[response_id]
-            self._finished_bytes -= self._responses.pop(response_id).log.num_bytes
+            self._finished_bytes -= self._responses.pop(response_id).num_bytes
 
     async def _join(self, worker: Worker) -> None:
+        if self._is_elsewhere():
+            worker.join(CLOSE_S)
+            return
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._stopped
@@ -392,18 +414,24 @@ class DynamicEngine(AbstractEngine):
 
     # Inside: calls
 
-    def _refuse_unless_ready(self) -> None:
+    def _refuse_unless(self, state: str) -> None:
         if self.state == "dead":
             raise EngineDied("the engine died and serves nothing more") from self._cause
-        if self.state != "ready":
+        if self.state != state:
             raise EngineClosed(f"the engine is {self.state}")
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the caller's loop is not the engine's."""
+        return self._owner is not None and asyncio.get_running_loop() is not self._owner
 
     async def _generate(
         self, jobs: list[tuple[Prompt, SamplingParams | None]], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        self._refuse_unless_ready()
+        if len(jobs) > 1 and options.get("response_id") is not None:
+            raise InvalidField("response_id", "a single prompt to go with it", options["response_id"])
         accepted: list[tuple[Prompt, SamplingParams, Generate]] = []
         for prompt, given in jobs:
+            self._refuse_unless("ready")
             params, opts = checked(given, options)
             accepted.append((prompt, params, await self._intake.accept(prompt, params, opts)))
         window = asyncio.Semaphore(max(1, min(self.config.max_queued, 4 * self.config.max_rows)))
@@ -426,7 +454,12 @@ class DynamicEngine(AbstractEngine):
 
     async def _hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop and wait for it here."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise EngineClosed("the loop that the engine was started on is closed") from None
+        return await asyncio.wrap_future(future)
 
     async def _stream_from_afar(
         self, prompt: Prompt, params: SamplingParams | None, options: dict[str, Any]
@@ -444,3 +477,14 @@ class DynamicEngine(AbstractEngine):
                 yield event
         finally:
             await self._hop(leave())
+
+
+def _bearable(error: BaseException | None) -> Exception:
+    """What a caller of `start` can be given: SystemExit and its like would end the caller's loop."""
+    if error is None:
+        return EngineClosed("the engine was closed while it started")
+    if isinstance(error, Exception):
+        return error
+    died = EngineDied(f"the worker ended: {type(error).__name__}: {error}")
+    died.__cause__ = error
+    return died
