@@ -11,17 +11,25 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
 from .batch import Batch, Capacity, Chunk, RowOutcome, Seat
 from .events import FinishReason
 from .messages import Generate, Output, SchedulerStats
-from .pages import PagePool
-from .prefix import PrefixHasher
+from .seating import Seating
 from .sequence import Sequence
 
 _BY_ORDER = attrgetter("order")
+
+
+class _Launched(NamedTuple):
+    """A row in a launch: a chunk of `length` positions, or a decode where that is 0; at most `bound` tokens."""
+
+    row: Sequence
+    length: int
+    bound: int
 
 
 class Scheduler:
@@ -35,23 +43,16 @@ class Scheduler:
         self, capacity: Capacity, *, max_batch_tokens: int, prefix_cache: bool = True, secret: bytes = b""
     ) -> None:
         self.capacity = capacity
-        self.pages = PagePool(capacity.num_pages)
-        self._hasher = PrefixHasher(secret, capacity.page_size)
-        self._prefix_cache = prefix_cache
+        self.seating = Seating(capacity, prefix_cache=prefix_cache, secret=secret)
         self._max_batch_tokens = max_batch_tokens
-        self._free_slots = list(range(capacity.max_rows - 1, -1, -1))
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._ghosts: list[Sequence] = []
         self._by_id: dict[str, list[Sequence]] = {}
-        self._launches: deque[list[tuple[Sequence, int, int]]] = deque()
+        self._launches: deque[list[_Launched]] = deque()
         self._serial = 0
         self._received_rows = 0
-        self._prefix_queries = self._prefix_hits = self._preemptions = 0
-
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._launches)
+        self._preemptions = 0
 
     @property
     def is_idle(self) -> bool:
@@ -60,8 +61,7 @@ class Scheduler:
 
     def add(self, request: Generate) -> None:
         """Take in a request: one row per choice, seated by a later `plan`."""
-        use_cache = self._prefix_cache and request.use_prefix_cache
-        root = self._hasher.root(b"salt:" + request.salt if use_cache else b"only:" + request.id.encode())
+        root = self.seating.root(request)
         rows: list[Sequence] = []
         for choice in range(request.n):
             sampling = request.sampling
@@ -98,36 +98,36 @@ class Scheduler:
 
     def plan(self) -> Batch | None:
         """The next launch, or None if no row can advance before something is committed."""
-        grown: list[tuple[int, tuple[int, ...]]] = []
-        chunks: list[Chunk] = []
-        decodes: list[int] = []
-        launch: list[tuple[Sequence, int, int]] = []
         seats = self._seat_waiting()
+        grown: list[tuple[int, tuple[int, ...]]] = []
+        launch: list[_Launched] = []
         decoding = sum(row.decoding for row in self._running)
         budget = max(self._max_batch_tokens - decoding, self.capacity.page_size)
         for row in list(self._running):
             if row.slot < 0 or row.preempting or row.exhausted:
                 continue
-            if row.decoding:
-                if not self._grow(row, grown):
-                    continue
-                decodes.append(row.slot)
-                launch.append((row, 0, self._bound(row)))
-            elif budget > 0:
-                count = min(len(row.tokens) - row.planned, budget)
-                samples = row.planned + count == len(row.tokens)
-                budget -= count
-                chunks.append(Chunk(row.slot, row.planned, count, samples))
-                launch.append((row, count, int(samples)))
+            if not row.decoding:
+                length = min(len(row.tokens) - row.planned, budget)
+                budget -= length
+                if length:
+                    launch.append(_Launched(row, length, int(row.planned + length == len(row.tokens))))
+            elif self._grow(row, grown):
+                launch.append(_Launched(row, 0, row.bound(self.capacity.tokens_per_launch)))
         seated = {row.slot for row in self._running}
         seats = [seat for seat in seats if seat.slot in seated]
         if not launch and not seats:
             return None
-        for row, count, bound in launch:
-            row.in_flight += 1
-            row.planned += count or bound
-            row.pending += bound
-            row.decoding = row.decoding or bound > 0
+        return self._launch(launch, seats, grown)
+
+    def _launch(
+        self, launch: list[_Launched], seats: list[Seat], grown: list[tuple[int, tuple[int, ...]]]
+    ) -> Batch:
+        chunks = [
+            Chunk(row.slot, row.planned, length, bool(bound)) for row, length, bound in launch if length
+        ]
+        decodes = [row.slot for row, length, _ in launch if not length]
+        for row, length, bound in launch:
+            row.launched(length, bound)
         self._launches.append(launch)
         self._serial += 1
         return Batch(self._serial, tuple(seats), tuple(grown), tuple(chunks), tuple(decodes))
@@ -136,7 +136,8 @@ class Scheduler:
         """Take in what the oldest launch gave; returns what the loop should know."""
         by_slot = {outcome.slot: outcome for outcome in outcomes}
         outputs: list[Output] = []
-        for row, count, bound in self._launches.popleft():
+        for launched in self._launches.popleft():
+            row = launched.row
             row.in_flight -= 1
             if row.ended:
                 continue
@@ -144,7 +145,7 @@ class Scheduler:
             if outcome.error is not None:
                 outputs.append(self._finish(row, "error", error=outcome.error))
                 continue
-            output = self._advance(row, count, bound, outcome)
+            output = self._advance(row, launched, outcome)
             if output is not None:
                 outputs.append(output)
             if row.preempting and not row.in_flight and not row.ended:
@@ -159,30 +160,27 @@ class Scheduler:
             waiting=waiting,
             free_rows=self.capacity.max_rows - running - waiting - len(self._ghosts),
             received_rows=self._received_rows,
-            pages_total=self.pages.num_pages - 1,
-            pages_used=self.pages.num_used,
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
+            pages_total=self.seating.pages.num_pages - 1,
+            pages_used=self.seating.pages.num_used,
+            prefix_queries=self.seating.num_queried,
+            prefix_hits=self.seating.num_hit,
             preemptions=self._preemptions,
             steps=self._serial,
         )
 
     def check(self) -> None:
         """Raise AssertionError unless the books balance. For tests and idle time."""
-        self.pages.check()
+        self.seating.pages.check()
         seated = self._running + self._ghosts
-        slots = [row.slot for row in seated]
-        assert sorted(slots + self._free_slots) == list(range(self.capacity.max_rows)), (
-            "a slot is lost or doubled"
-        )
+        slots = sorted([row.slot for row in seated] + self.seating.free_slots)
+        assert slots == list(range(self.capacity.max_rows)), "a slot is lost or doubled"
         held = [page for row in seated for page in row.pages]
-        assert len(set(held)) == self.pages.num_used, "a page is used by no row"
+        assert len(set(held)) == self.seating.pages.num_used, "a page is used by no row"
         assert all(not row.pages for row in self._waiting), "a waiting row holds pages"
         assert all(row.in_flight for row in self._ghosts), "a ghost nobody waits for"
         for row in self._running:
-            assert row.computed <= row.planned <= len(row.pages) * self.capacity.page_size, (
-                "positions out of order"
-            )
+            room = len(row.pages) * self.capacity.page_size
+            assert row.computed <= row.planned <= room, "positions out of order"
             assert row.planned <= len(row.tokens) + row.pending <= row.limit, "a row past its limit"
         open_rows = [row for rows in self._by_id.values() for row in rows]
         assert sorted(map(id, open_rows)) == sorted(map(id, self._running + self._waiting)), "a row is lost"
@@ -190,72 +188,30 @@ class Scheduler:
     # Seating
 
     def _seat_waiting(self) -> list[Seat]:
+        """Seat rows in order while slots and pages last, with a page to spare for each row that already runs."""
         seats: list[Seat] = []
         for row in list(self._waiting):
-            if not self._free_slots:
+            if not self.seating.free_slots:
                 break
-            if self._follows(row):
+            if self.seating.follows(row):
                 continue
-            shared = self._shared_pages(row)
-            cached = sum(1 for page in shared if self.pages.is_cached(page))
-            fresh = self._num_pages(len(row.tokens)) - len(shared)
-            if (
-                fresh + cached + len(self._running) > self.pages.num_available
-                and self._running + self._ghosts
-            ):
+            alone = not (self._running or self._ghosts)
+            seat = self.seating.seat(row, None if alone else len(self._running))
+            if seat is None:
                 break
-            seats.append(self._seat(row, shared, fresh))
+            self._waiting.remove(row)
+            insort(self._running, row, key=_BY_ORDER)
+            seats.append(seat)
         return seats
-
-    def _seat(self, row: Sequence, shared: list[int], fresh: int) -> Seat:
-        for page in shared:
-            self.pages.share(page)
-        row.pages = shared + self.pages.take(fresh)
-        row.slot = self._free_slots.pop()
-        row.planned = row.computed = len(shared) * self.capacity.page_size
-        self._prefix_queries += len(row.tokens)
-        self._prefix_hits += row.computed
-        if row.cached_tokens is None:
-            row.cached_tokens = row.unreported_cached = row.computed
-        self._waiting.remove(row)
-        insort(self._running, row, key=_BY_ORDER)
-        pages, tokens = tuple(row.pages), tuple(row.tokens)
-        return Seat(row.slot, tokens, row.prompt_len, row.limit, row.computed, pages, row.sampling)
-
-    def _follows(self, row: Sequence) -> bool:
-        """Whether a further choice should wait for choice 0 to write the prompt's pages."""
-        leader = row.leader
-        if leader is None or leader.ended:
-            return False
-        return leader.computed < (row.prompt_len - 1) // self.capacity.page_size * self.capacity.page_size
-
-    def _shared_pages(self, row: Sequence) -> list[int]:
-        """Pages of the longest known prefix; at least one token is left to compute."""
-        if row.wants_prompt_scores:
-            return []
-        reach = len(row.tokens) - 1
-        self._hasher.extend(row.keys, row.tokens, reach)
-        shared: list[int] = []
-        for key in row.keys[1 : reach // self.capacity.page_size + 1]:
-            page = self.pages.find(key)
-            if page is None:
-                break
-            shared.append(page)
-        return shared
 
     # Growing
 
-    def _bound(self, row: Sequence) -> int:
-        """How many tokens one decode launch may give a row."""
-        return min(self.capacity.tokens_per_launch, row.limit - len(row.tokens) - row.pending)
-
-    def _num_pages(self, length: int) -> int:
-        return -(-length // self.capacity.page_size)
-
     def _grow(self, row: Sequence, grown: list[tuple[int, tuple[int, ...]]]) -> bool:
         """Reserve pages to the bound of the next launch, preempting the last rows in order. False: not now."""
-        missing = self._num_pages(row.planned + self._bound(row)) - len(row.pages)
-        while missing > self.pages.num_available:
+        missing = self.seating.num_pages(row.planned + row.bound(self.capacity.tokens_per_launch)) - len(
+            row.pages
+        )
+        while missing > self.seating.pages.num_available:
             if self._ghosts or any(other.preempting for other in self._running):
                 return False
             victim = self._running[-1]
@@ -263,7 +219,7 @@ class Scheduler:
             if victim is row or victim.preempting:
                 return False
         if missing > 0:
-            pages = self.pages.take(missing)
+            pages = self.seating.pages.take(missing)
             row.pages += pages
             grown.append((row.slot, tuple(pages)))
         return True
@@ -278,24 +234,16 @@ class Scheduler:
 
     def _unseat(self, row: Sequence) -> None:
         self._running.remove(row)
-        self._free_seat(row)
+        self.seating.leave(row)
         row.unseat()
         insort(self._waiting, row, key=_BY_ORDER)
 
     # Committing
 
-    def _advance(self, row: Sequence, count: int, bound: int, outcome: RowOutcome) -> Output | None:
+    def _advance(self, row: Sequence, launched: _Launched, outcome: RowOutcome) -> Output | None:
         start = row.computed
-        tokens, reason = self._accept(row, outcome.tokens[:bound])
-        gained = len(outcome.tokens[:bound])
-        row.pending -= bound
-        row.computed += count or gained
-        row.planned -= 0 if count else bound - gained
-        row.tokens += tokens
-        if count and bound and not gained:
-            self._sample_again(row)
-        if not row.ended:
-            self._publish(row)
+        tokens, reason = row.advance(launched.length, launched.bound, outcome.tokens)
+        self.seating.publish(row)
         output = Output(
             row.request.id,
             row.choice,
@@ -310,32 +258,6 @@ class Scheduler:
         if reason is not None:
             self._end(row)
         return output if tokens or output.prompt_logprobs or output.cached_tokens is not None else None
-
-    def _sample_again(self, row: Sequence) -> None:
-        """A chunk should have given a token and did not: its last position runs again. Without run-ahead only."""
-        assert not row.in_flight, "a sampling chunk gave no token with launches in flight"
-        row.decoding = False
-        row.planned = row.computed = len(row.tokens) - 1
-
-    def _accept(self, row: Sequence, tokens: Iterable[int]) -> tuple[list[int], FinishReason | None]:
-        """The tokens up to the one that ends the row, and why it ends."""
-        accepted: list[int] = []
-        for token in tokens:
-            accepted.append(token)
-            if token in row.sampling.end_token_ids:
-                return accepted, "stop_token"
-            if len(row.tokens) + len(accepted) >= row.limit:
-                return accepted, "length"
-        return accepted, None
-
-    def _publish(self, row: Sequence) -> None:
-        """Make full pages findable: every position written, every token committed."""
-        reach = min(row.computed, len(row.tokens))
-        self._hasher.extend(row.keys, row.tokens, reach)
-        full = reach // self.capacity.page_size
-        for index in range(row.num_published, full):
-            self.pages.publish(row.pages[index], row.keys[index + 1])
-        row.num_published = max(row.num_published, full)
 
     # Ending
 
@@ -357,13 +279,9 @@ class Scheduler:
         if row.in_flight:
             self._ghosts.append(row)
         else:
-            self._free_seat(row)
-
-    def _free_seat(self, row: Sequence) -> None:
-        self.pages.give_back(row.pages)
-        self._free_slots.append(row.slot)
+            self.seating.leave(row)
 
     def _release_ghosts(self) -> None:
         for ghost in [g for g in self._ghosts if not g.in_flight]:
             self._ghosts.remove(ghost)
-            self._free_seat(ghost)
+            self.seating.leave(ghost)

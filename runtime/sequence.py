@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .batch import RowSampling, TokenLogprobs
+from .events import FinishReason
 from .messages import Generate
 
 PromptScores = tuple[TokenLogprobs | None, ...]
@@ -75,6 +76,43 @@ class Sequence:
     @property
     def wants_prompt_scores(self) -> bool:
         return self.sampling.prompt_logprobs is not None and self.prompt_scored < self.prompt_len
+
+    def bound(self, tokens_per_launch: int) -> int:
+        """How many tokens one more decode launch may give."""
+        return min(tokens_per_launch, self.limit - len(self.tokens) - self.pending)
+
+    def launched(self, length: int, bound: int) -> None:
+        """A launch names the row: a chunk of `length` positions, or a decode where that is 0. `bound`: its tokens."""
+        self.in_flight += 1
+        self.planned += length or bound
+        self.pending += bound
+        self.decoding = self.decoding or bound > 0
+
+    def advance(
+        self, length: int, bound: int, given: tuple[int, ...]
+    ) -> tuple[list[int], FinishReason | None]:
+        """A launch's result: the tokens up to one that ends the row, and why it ends."""
+        gained = len(given[:bound])
+        tokens, reason = self._accept(given[:bound])
+        self.pending -= bound
+        self.computed += length or gained
+        self.planned -= 0 if length else bound - gained
+        self.tokens += tokens
+        if length and bound and not gained:  # a chunk should have given a token: its last position runs again
+            assert not self.in_flight, "a sampling chunk gave no token with launches in flight"
+            self.decoding = False
+            self.planned = self.computed = len(self.tokens) - 1
+        return tokens, reason
+
+    def _accept(self, given: tuple[int, ...]) -> tuple[list[int], FinishReason | None]:
+        accepted: list[int] = []
+        for token in given:
+            accepted.append(token)
+            if token in self.sampling.end_token_ids:
+                return accepted, "stop_token"
+            if len(self.tokens) + len(accepted) >= self.limit:
+                return accepted, "length"
+        return accepted, None
 
     def take_prompt_scores(
         self, start: int, scores: tuple[TokenLogprobs | None, ...]

@@ -104,7 +104,7 @@ class Simulation:
 
     def check_ended(self) -> None:
         """Nothing leaked, every choice has exactly one end, and whole answers are those of a solo run."""
-        assert self.scheduler.pages.num_used == 0
+        assert self.scheduler.stats().pages_used == 0
         assert self.scheduler.stats().free_rows == self.scheduler.capacity.max_rows
         for (request_id, choice), story in self.stories.items():
             assert story.num_terminals == 1, (request_id, choice, story)

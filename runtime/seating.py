@@ -1,0 +1,85 @@
+"""Slots and pages: who sits where, what a row shares with others, what it leaves behind for those who come later."""
+
+from __future__ import annotations
+
+from .batch import Capacity, Seat
+from .messages import Generate
+from .pages import PagePool
+from .prefix import PrefixHasher
+from .sequence import Sequence
+
+
+class Seating:
+    """Owned by the scheduler. A row that `seat` took in holds its slot and pages until `leave`."""
+
+    def __init__(self, capacity: Capacity, *, prefix_cache: bool, secret: bytes) -> None:
+        self.capacity = capacity
+        self.pages = PagePool(capacity.num_pages)
+        self.free_slots = list(range(capacity.max_rows - 1, -1, -1))
+        self.num_queried = self.num_hit = 0
+        self._prefix_cache = prefix_cache
+        self._hasher = PrefixHasher(secret, capacity.page_size)
+
+    def root(self, request: Generate) -> bytes:
+        """Where the chain of a request's page names begins. Without the prefix cache it is the request's own, so
+        that its choices still share its prompt."""
+        shared = self._prefix_cache and request.use_prefix_cache
+        return self._hasher.root(b"salt:" + request.salt if shared else b"only:" + request.id.encode())
+
+    def follows(self, row: Sequence) -> bool:
+        """Whether a further choice should wait for choice 0 to write the prompt's pages."""
+        leader = row.leader
+        if leader is None or leader.ended:
+            return False
+        return leader.computed < (row.prompt_len - 1) // self.capacity.page_size * self.capacity.page_size
+
+    def seat(self, row: Sequence, spare: int | None) -> Seat | None:
+        """Give the row a slot and pages for all its tokens. None: not with `spare` pages left over for others; with
+        `spare` None there are no others, and it always fits."""
+        shared = self._find_prefix(row)
+        fresh = self.num_pages(len(row.tokens)) - len(shared)
+        cached = sum(1 for page in shared if self.pages.is_cached(page))
+        if spare is not None and fresh + cached + spare > self.pages.num_available:
+            return None
+        for page in shared:
+            self.pages.share(page)
+        row.pages = shared + self.pages.take(fresh)
+        row.slot = self.free_slots.pop()
+        row.planned = row.computed = len(shared) * self.capacity.page_size
+        self.num_queried += len(row.tokens)
+        self.num_hit += row.computed
+        if row.cached_tokens is None:
+            row.cached_tokens = row.unreported_cached = row.computed
+        pages, tokens = tuple(row.pages), tuple(row.tokens)
+        return Seat(row.slot, tokens, row.prompt_len, row.limit, row.computed, pages, row.sampling)
+
+    def publish(self, row: Sequence) -> None:
+        """Make a row's full pages findable: every position written, every token committed."""
+        reach = min(row.computed, len(row.tokens))
+        self._hasher.extend(row.keys, row.tokens, reach)
+        full = reach // self.capacity.page_size
+        for index in range(row.num_published, full):
+            self.pages.publish(row.pages[index], row.keys[index + 1])
+        row.num_published = max(row.num_published, full)
+
+    def leave(self, row: Sequence) -> None:
+        """Take the slot and the pages back. No launch in flight may name the row."""
+        self.pages.give_back(row.pages)
+        self.free_slots.append(row.slot)
+
+    def num_pages(self, length: int) -> int:
+        return -(-length // self.capacity.page_size)
+
+    def _find_prefix(self, row: Sequence) -> list[int]:
+        """Pages of the longest known prefix; at least one token is left to compute."""
+        if row.wants_prompt_scores:
+            return []
+        reach = len(row.tokens) - 1
+        self._hasher.extend(row.keys, row.tokens, reach)
+        found: list[int] = []
+        for key in row.keys[1 : reach // self.capacity.page_size + 1]:
+            page = self.pages.find(key)
+            if page is None:
+                break
+            found.append(page)
+        return found
