@@ -36,22 +36,20 @@ def checked_options(options: dict[str, Any] | None, reserved: Sequence[str]) -> 
 
 
 def _plain_message(field: str, message: Any, guard: Callable[[str], str]) -> dict[str, Any]:
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise InvalidField(field, "an object with role and content", message)
     role = message.get("role")
     if role not in ROLES:
         raise InvalidField(f"{field}.role", f"one of {', '.join(ROLES)}", role)
-    others = {
-        key: _plain(f"{field}.{key}", value, guard, MAX_DEPTH)
-        for key, value in message.items()
-        if key != "role"
-    }
-    content = message.get("content")
-    if content is not None:
-        others["content"] = guard(_joined(f"{field}.content", content))
-    elif role != "assistant":
+    if message.get("content") is None and role != "assistant":
         raise InvalidField(f"{field}.content", "text or a list of text parts", None)
-    return {"role": role} | others
+    return {key: _plain_field(f"{field}.{key}", key, value, guard) for key, value in message.items()}
+
+
+def _plain_field(field: str, key: str, value: Any, guard: Callable[[str], str]) -> Any:
+    if key == "role" or value is None:
+        return value
+    return guard(_joined(field, value)) if key == "content" else _plain(field, value, guard, MAX_DEPTH)
 
 
 def _joined(field: str, content: Any) -> str:

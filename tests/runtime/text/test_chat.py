@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from typing import Any
@@ -34,7 +35,8 @@ def test_equal_to_transformers(pair: Any, texts: list[str]) -> None:
 
     from .conftest import CHATML
 
-    oracle = PreTrainedTokenizerFast(tokenizer_object=pair.library, bos_token="<s>", eos_token="</s>")
+    load: Any = PreTrainedTokenizerFast
+    oracle = load(tokenizer_object=pair.library, bos_token="<s>", eos_token="</s>")
     random_ = random.Random(1)
     for template in (CHATML, PARTS, "{{ bos_token }}" + CHATML):
         tokenizer = pair.build(chat_template=template)
@@ -86,6 +88,21 @@ def test_the_same_conversation_gives_the_same_ids(byte_level_pair: Any) -> None:
     assert first.encode_chat(messages) == first.encode_chat(messages) == second.encode_chat(messages)
 
 
+def test_a_message_keeps_its_shape(byte_level_pair: Any) -> None:
+    """Templates print whole messages: fields in the order in which they came, null where it stood."""
+    tokenizer = byte_level_pair.build(chat_template="{{ messages | tojson }}")
+    messages = [
+        {"content": "a", "role": "user", "name": "b"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"arguments": {"x": [1, 2.5, True]}}}],
+        },
+    ]
+    assert json.loads(tokenizer.decode(tokenizer.encode_chat(messages))) == messages
+    assert tokenizer.decode(tokenizer.encode_chat(messages)).startswith('[{"content": "a", "role"')
+
+
 def test_parts_are_joined(byte_level_pair: Any) -> None:
     parts = [{"type": kind, "text": kind} for kind in ("text", "input_text", "output_text")]
     tokenizer = byte_level_pair.ours
@@ -101,6 +118,7 @@ def test_parts_are_joined(byte_level_pair: Any) -> None:
         ([{"content": "a"}], "messages[0].role"),
         ([{"role": "im_end", "content": "a"}], "messages[0].role"),
         ([{"role": ["user"], "content": "a"}], "messages[0].role"),
+        ([{"role": "user", "content": "a", 3: "b"}], "messages[0]"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([*user("a"), {"role": "user", "content": None}], "messages[1].content"),

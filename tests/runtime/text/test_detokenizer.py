@@ -33,7 +33,8 @@ def grouped(random_: random.Random, ids: list[int], widest: int) -> list[list[in
 
 def streamed(pair: Any, groups: list[list[int]], **options: bool) -> str:
     detokenizer = pair.ours.detokenizer(**options)
-    return "".join([detokenizer.push(group) for group in groups]) + detokenizer.flush()
+    parts: list[str] = [detokenizer.push(group) for group in groups]
+    return "".join([*parts, detokenizer.flush()])
 
 
 def check(pair: Any, texts: list[str], rounds: int, groupings: int) -> None:

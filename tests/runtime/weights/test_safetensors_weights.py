@@ -89,7 +89,8 @@ def test_both_files_and_tensors_of_an_index_are_checked(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     with pytest.raises(ModelError, match="found neither"):
         SafetensorsWeights(tmp_path)
-    for weight_map in ({"w": "../a.safetensors"}, {"w": "a.safetensors"}, {"w": 3}, []):
+    broken: list[Any] = [{"w": "../a.safetensors"}, {"w": "a.safetensors"}, {"w": 3}, []]
+    for weight_map in broken:
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(ModelError, match="index.json"):
             SafetensorsWeights(tmp_path)
