@@ -23,7 +23,7 @@ import msgspec
 from ..backend import Backend
 from ..batch import Capacity
 from ..config import EngineConfig
-from ..errors import EngineClosed, EngineDied, EngineError, InvalidField
+from ..errors import EngineClosed, EngineDied, EngineError, InvalidField, QueueFull
 from ..events import Event, FinishReason
 from ..inbox import Inbox
 from ..intake import Intake, Prompt
@@ -434,11 +434,12 @@ class DynamicEngine(AbstractEngine):
             self._refuse_unless("ready")
             params, opts = checked(given, options)
             accepted.append((prompt, params, await self._intake.accept(prompt, params, opts)))
+        responses: list[Response] = []
         window = asyncio.Semaphore(max(1, min(self.config.max_queued, 4 * self.config.max_rows)))
 
         async def run(prompt: Prompt, params: SamplingParams, request: Generate) -> dict[str, Any]:
             async with window:
-                response = self._admit(request, params)
+                responses.append(response := await self._admit_in_turn(request, params, responses))
                 try:
                     return await answer(prompt, response)
                 finally:
@@ -451,6 +452,19 @@ class DynamicEngine(AbstractEngine):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _admit_in_turn(
+        self, request: Generate, params: SamplingParams, siblings: list[Response]
+    ) -> Response:
+        """Admit one of a batch. Where the queue is full it waits for a sibling's end, and raises if none is open."""
+        while True:
+            try:
+                return self._admit(request, params)
+            except QueueFull:
+                sibling = next((response for response in siblings if not response.done), None)
+                if sibling is None:
+                    raise
+            await sibling.log.wait_sealed()
 
     async def _hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop and wait for it here."""
