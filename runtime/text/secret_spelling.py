@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_ALWAYS = {"special": True, "single_word": False, "normalized": False}
+"""A control token of the template's is one wherever it stands: what is missed would be encoded by its secret name."""
 
 
 class _AddedToken(msgspec.Struct):
@@ -46,8 +47,8 @@ class SecretSpelling:
         """A copy of the `tokenizer.json` whose control tokens have their secret names."""
         added = {entry["id"]: entry for entry in spec.get("added_tokens") or []}
         for token_id in self.spelled:
-            entry = {"id": token_id, **_FLAGS, **added.get(token_id, {})}
-            added[token_id] = entry | {"content": self._secret(token_id), "special": True}
+            entry = {"lstrip": False, "rstrip": False, **added.get(token_id, {})}
+            added[token_id] = entry | _ALWAYS | {"id": token_id, "content": self._secret(token_id)}
         model = dict(spec["model"])
         if isinstance(model.get("vocab"), dict):
             model["vocab"] = {self._renamed(token): token_id for token, token_id in model["vocab"].items()}

@@ -24,10 +24,17 @@ def gguf_config(file: GgufFile) -> ModelConfig:
             f"{file.path}: architecture {arch!r} is not served; served: {', '.join(ARCHITECTURES)}"
         )
     keys = _Keys(file, arch)
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise ModelError(f"{file.path}: split.count: a model in several GGUF files is not served; join them")
     if keys.number("expert_count", 0):
         raise ModelError(f"{file.path}: {arch}.expert_count: mixtures of experts are not served")
     hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
+    kv_heads = keys.size("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise keys.error("attention.head_count", f"a multiple of head_count_kv ({kv_heads})", heads)
     head_dim = keys.size("attention.key_length", hidden // heads)
+    if head_dim % 2:
+        raise keys.error("attention.key_length", "an even number", head_dim)
     if keys.size("rope.dimension_count", head_dim) != head_dim:
         raise ModelError(f"{file.path}: {arch}.rope.dimension_count: expected the head size {head_dim}")
     num_layers = keys.size("block_count")
@@ -42,7 +49,7 @@ def gguf_config(file: GgufFile) -> ModelConfig:
         intermediate_size=keys.size("feed_forward_length"),
         num_layers=num_layers,
         num_heads=heads,
-        num_kv_heads=keys.size("attention.head_count_kv", heads),
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=keys.size("context_length"),
         norm_eps=_as_written(keys.number("attention.layer_norm_rms_epsilon")),

@@ -8,8 +8,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from jitney.runtime.errors import InvalidField, RequestError
+from jitney.runtime.text.definition import TokenizerDefinition
+from jitney.runtime.text.tokenizer import ModelTokenizer
 
 PARTS = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -46,6 +49,33 @@ def test_equal_to_transformers(pair: Any, texts: list[str]) -> None:
                 messages, chat_template=template, add_generation_prompt=True, return_dict=False
             )
             assert tokenizer.encode_chat(messages) == want
+
+
+SPACED = "{{ bos_token }} {% for m in messages %}<|im_start|> {{ m.content }} <|im_end|>{% endfor %}"
+
+
+def with_flags(pair: Any, **flags: bool) -> tuple[Any, Any]:
+    """The library's tokenizer and ours, the control tokens of both with these flags."""
+    spec = json.loads(json.dumps(pair.spec))
+    for entry in spec["added_tokens"]:
+        entry.update(flags)
+    definition = TokenizerDefinition(source="x", spec=spec, names={"bos_token": "<s>"}, chat_template=SPACED)
+    return Tokenizer.from_str(json.dumps(spec)), ModelTokenizer(definition, pair.size)
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_control_tokens_take_the_spaces_that_their_flags_say(pair: Any, texts: list[str], flags: Any) -> None:
+    library, tokenizer = with_flags(pair, **flags)
+    for text in texts[:50]:
+        rendered = f"<s> <|im_start|> {text} <|im_end|>"
+        assert tokenizer.encode_chat(user(text)) == library.encode(rendered, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("flags", [{"single_word": True}, {"normalized": True}])
+def test_no_flag_hides_a_control_token_of_the_template(pair: Any, flags: Any) -> None:
+    library, tokenizer = with_flags(pair, **flags)
+    found = [i for i in tokenizer.encode_chat(user("a")) if i in tokenizer.control_ids and i != 0]
+    assert found == [library.token_to_id(token) for token in ("<s>", "<|im_start|>", "<|im_end|>")]
 
 
 def control_counts(tokenizer: Any, messages: list[dict[str, Any]]) -> Counter[int]:

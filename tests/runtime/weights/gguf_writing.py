@@ -55,18 +55,20 @@ def gpt2_tokenizer(writer: GGUFWriter, size: int) -> None:
 def write_gguf(path: Path, arch: str, model: Any, *, kind: str = "F32", **metadata: Any) -> Path:
     config = model.config
     writer = GGUFWriter(path, arch)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    own = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": config.rope_parameters["rope_theta"],
+    }
     if getattr(config, "head_dim", None):
-        writer.add_key_length(config.head_dim)
-    for key, value in metadata.items():
-        getattr(writer, f"add_{key}")(value)
+        own["key_length"] = config.head_dim
+    for key, value in (own | metadata).items():
+        getattr(writer, f"add_{key}")(*value if isinstance(value, tuple) else (value,))
     gpt2_tokenizer(writer, config.vocab_size)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():

@@ -108,6 +108,9 @@ def test_linear_rope(tmp_path: Path) -> None:
     [
         ("gemma3", {}, "architecture 'gemma3' is not served; served: llama"),
         ("llama", {"expert_count": 8}, "llama.expert_count"),
+        ("llama", {"uint16": ("split.count", 2)}, "split.count"),
+        ("llama", {"head_count": 3}, "llama.attention.head_count: expected a multiple"),
+        ("llama", {"key_length": 9}, "llama.attention.key_length: expected an even number"),
         ("llama", {"rope_dimension_count": 4}, "rope.dimension_count"),
         ("llama", {"vocab_size": 5, "tokenizer_pre": "tekken"}, "tokenizer.ggml.pre"),
         ("llama", {"tokenizer_model": "t5"}, "tokenizer.ggml.model"),
