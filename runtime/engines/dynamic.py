@@ -161,7 +161,7 @@ class DynamicEngine(AbstractEngine):
         if self._is_elsewhere():
             raise EngineError("submit belongs to the engine's loop; from elsewhere use stream or generate")
         params, opts = checked(params, options)
-        return self._admit(await self._intake.accept(prompt, params, opts), params)
+        return self._admit(await self.intake.accept(prompt, params, opts), params)
 
     def _admit(self, request: Generate, params: SamplingParams) -> Response:
         self._refuse_unless("ready")
@@ -249,7 +249,7 @@ class DynamicEngine(AbstractEngine):
         config = self.config
         context = min(self.backend.context_length, config.max_context or self.backend.context_length)
         self.context_length = context
-        self._intake = Intake(self.backend, context, self._tokenizing, self._clock)
+        self.intake = Intake(self.backend, context, self._tokenizing, self._clock)
         self._queue = RequestQueue(max_requests=config.max_queued, max_tokens=config.max_queued_tokens)
         secret = secrets.token_bytes(32)
 
@@ -433,7 +433,7 @@ class DynamicEngine(AbstractEngine):
         for prompt, given in jobs:
             self._refuse_unless("ready")
             params, opts = checked(given, options)
-            accepted.append((prompt, params, await self._intake.accept(prompt, params, opts)))
+            accepted.append((prompt, params, await self.intake.accept(prompt, params, opts)))
         responses: list[Response] = []
         window = asyncio.Semaphore(max(1, min(self.config.max_queued, 4 * self.config.max_rows)))
 

@@ -12,15 +12,15 @@ from ..params import SamplingParams
 
 
 class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
-    """Defaults are Megatron's where they say "off"; a field left alone takes the model's own default.
+    """A field left alone takes the model's own default; `top_k` 0 and `top_p` 0 are "off", as in Megatron.
 
     `num_tokens_total` counts the prompt. `termination_id` -1 means that no end id ends the answer. `streaming` and
     `do_kv_handoff` are refused: `stream` streams, and there is no second engine to hand KV to.
     """
 
     temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
     return_log_probs: bool = False
     skip_prompt_log_probs: bool = False
     return_segments: bool = False
@@ -38,11 +38,9 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
     do_kv_handoff: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("streaming", "do_kv_handoff"):
-            if getattr(self, field):
-                raise InvalidField(
-                    field, "false: `generate` answers whole; use `stream`", getattr(self, field)
-                )
+        for field, why in _REFUSED.items():
+            if getattr(self, field) is not False:
+                raise InvalidField(field, f"false: {why}", getattr(self, field))
         if self.num_tokens_to_generate is not None and self.num_tokens_total is not None:
             raise InvalidField(
                 "num_tokens_total", "not both this and num_tokens_to_generate", self.num_tokens_total
@@ -52,6 +50,14 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
         for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
                 raise InvalidField(field, "true or false", getattr(self, field))
+        if self.add_BOS is not None and not isinstance(self.add_BOS, bool):
+            raise InvalidField("add_BOS", "true or false", self.add_BOS)
+        if self.return_prompt_top_n_logprobs and (not self.return_log_probs or self.skip_prompt_log_probs):
+            raise InvalidField(
+                "return_prompt_top_n_logprobs",
+                "return_log_probs, and no skip_prompt_log_probs, beside it",
+                True,
+            )
 
     def params(self, prompt_len: int) -> SamplingParams:
         """The same wish in our words. Raises `InvalidField`, also under Megatron's names."""
@@ -59,8 +65,8 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
         scores_prompt = self.return_log_probs and not self.skip_prompt_log_probs
         given: dict[str, Any] = dict(
             temperature=self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p or None,
+            top_k=self.top_k,
+            top_p=1.0 if self.top_p is not False and self.top_p == 0 else self.top_p,
             logprobs=self.top_n_logprobs if self.return_log_probs else None,
             prompt_logprobs=(self.top_n_logprobs if self.return_prompt_top_n_logprobs else 0)
             if scores_prompt
@@ -68,7 +74,7 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
             max_tokens=self._max_tokens(prompt_len),
             ignore_eos=no_end,
             stop_token_ids=[self.termination_id] if no_end and self.termination_id != -1 else None,
-            stop=self.stop_words or None,
+            stop=self.stop_words,
             include_stop_str_in_output=self.detokenize_stop_sequence,
             stream_interval=self.streaming_interval,
         )
@@ -86,6 +92,11 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
             )
         return self.num_tokens_total - prompt_len
 
+
+_REFUSED = {
+    "streaming": "`generate` answers whole; use `stream`",
+    "do_kv_handoff": "there is no second engine to hand KV to",
+}
 
 _FLAGS = (
     "return_log_probs",

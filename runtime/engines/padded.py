@@ -7,11 +7,12 @@ a time, first come first served: priorities and users mean nothing here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ import msgspec
 from ..backend import Backend
 from ..batch import PaddedBatch, RowOutcome, Seat
 from ..config import EngineConfig
-from ..errors import EngineClosed
+from ..errors import EngineClosed, InvalidField
 from ..events import Event
 from ..intake import Intake, Prompt
 from ..messages import Generate, Output
 from ..params import SamplingParams
 from ..response import Response
 from .abstract import AbstractEngine, Stats, resolve
-from .answers import checked, each_prompt, fold
+from .answers import checked, checked_config, each_prompt, fold
+
+logger = logging.getLogger("jitney")
 
 
 class PaddedEngine(AbstractEngine):
@@ -40,7 +43,7 @@ class PaddedEngine(AbstractEngine):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config or EngineConfig()
+        self.config = checked_config(config)
         self.state = "closed"
         self._model = model
         self._clock = clock
@@ -52,12 +55,16 @@ class PaddedEngine(AbstractEngine):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jitney-padded")
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
-        self.backend = await self._loop.run_in_executor(self._thread, resolve, self._model)
-        self._batch: PaddedBatch = await self._loop.run_in_executor(
-            self._thread, self.backend.open_padded, self.config
-        )
+        try:
+            self.backend = await self._loop.run_in_executor(self._thread, resolve, self._model)
+            self._batch: PaddedBatch = await self._loop.run_in_executor(
+                self._thread, self.backend.open_padded, self.config
+            )
+        except BaseException:
+            self._thread.shutdown()
+            raise
         context = min(self.backend.context_length, self.config.max_context or self.backend.context_length)
-        self._intake = Intake(self.backend, context, self._thread, self._clock)
+        self.intake = Intake(self.backend, context, self._thread, self._clock)
         self.state = "ready"
 
     async def generate(
@@ -66,42 +73,41 @@ class PaddedEngine(AbstractEngine):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
-        accepted = [await self._accept(*job, options) for job in each_prompt(prompts, sampling_params)]
-        answers: list[dict[str, Any]] = []
-        for batch in _batches([response for _, response in accepted], self._batch.max_rows):
-            async with aclosing(self._run(batch)) as turns:
-                async for _ in turns:
-                    pass
-        for prompt, response in accepted:
-            answers.append(fold(prompt, response))
-            del self._open[response.id]
-        return answers
+        jobs = each_prompt(prompts, sampling_params)
+        accepted = [await self._accept(*job, options) for job in jobs]
+        with self._opened(accepted):
+            for batch in _batches(accepted, self._batch.max_rows):
+                await self._run(batch)
+        return [fold(prompt, response) for (prompt, _), response in zip(jobs, accepted, strict=True)]
 
     async def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
     ) -> AsyncGenerator[Event]:
-        _, response = await self._accept(prompt, sampling_params, options)
-        shape, seen = response.shape(), 0
-        try:
-            async with aclosing(self._run([response])) as turns:
-                async for _ in turns:
-                    for event in response.log.read(seen):
-                        seen = event.seq
-                        for shown in shape(event):
-                            yield shown
-        finally:
-            del self._open[response.id]
+        """The events of one answer. A slow reader holds nobody up; one that leaves cancels."""
+        response = await self._accept(prompt, sampling_params, options)
+        with self._opened([response]):
+            running = asyncio.create_task(self._run([response]))
+            try:
+                async with aclosing(response.events()) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                response.cancel()
+                await running
 
     async def cancel(self, response_id: str) -> bool:
         return self._cancel(response_id)
 
     async def drain(self, timeout_s: float | None = None) -> bool:
-        self.state = "draining"
+        if self.state == "ready":
+            self.state = "draining"
         try:
-            async with asyncio.timeout(timeout_s), self._turn:
-                return True
+            async with asyncio.timeout(timeout_s):
+                for response in list(self._open.values()):
+                    await response.log.wait_sealed()
         except TimeoutError:
             return False
+        return True
 
     def stats(self) -> Stats:
         running = sum(not response.done for response in self._open.values())
@@ -114,19 +120,35 @@ class PaddedEngine(AbstractEngine):
         for response in self._open.values():
             response.end("cancelled")
         async with self._turn:
-            await self._loop.run_in_executor(self._thread, self._batch.close)
-        self._thread.shutdown()
+            self._thread.shutdown()
+            self._batch.close()
 
     async def _accept(
         self, prompt: Prompt, params: SamplingParams | None, options: dict[str, Any]
-    ) -> tuple[Prompt, Response]:
+    ) -> Response:
         if self.state != "ready":
             raise EngineClosed(f"the engine is {self.state}")
         params, opts = checked(params, options)
-        request = await self._intake.accept(prompt, params, opts)
-        response = Response(request, params, self.backend.tokenizer, self._clock, time.time(), self._cancel)
-        self._open[response.id] = response
-        return prompt, response
+        request = await self.intake.accept(prompt, params, opts)
+        return Response(request, params, self.backend.tokenizer, self._clock, time.time(), self._cancel)
+
+    @contextmanager
+    def _opened(self, responses: list[Response]) -> Iterator[None]:
+        """Within, the responses can be cancelled by id; on the way out they are over."""
+        if self.state != "ready":
+            raise EngineClosed(f"the engine is {self.state}")
+        named = {response.id: response for response in responses}
+        taken = named.keys() & self._open.keys()
+        if taken or len(named) < len(responses):
+            raise InvalidField("response_id", "an id that is not in use", responses[0].id)
+        self._open.update(named)
+        try:
+            yield
+        finally:
+            for response in responses:
+                response.end("cancelled")
+                self._finished.update(response.finish_reasons)
+                del self._open[response.id]
 
     def _cancel(self, response_id: str) -> bool:
         response = self._open.get(response_id)
@@ -135,21 +157,23 @@ class PaddedEngine(AbstractEngine):
         response.end("cancelled")
         return True
 
-    async def _run(self, batch: list[Response]) -> AsyncGenerator[None]:
-        """Run a batch to its end, pausing after each step. Leaving early cancels it."""
+    async def _run(self, batch: list[Response]) -> None:
+        """Run a batch until every response in it is over. A step that raises ends them with an error."""
         async with self._turn:
+            if all(response.done for response in batch):
+                return
             rows = [(response, row) for response in batch for row in _rows(response.request)]
             steps = self._batch.run([row.seat for _, row in rows])
             try:
                 while not all(response.done for response in batch):
-                    outcomes = await self._loop.run_in_executor(self._thread, next, steps)
-                    self._take(rows, outcomes)
-                    yield
+                    outcomes = await self._loop.run_in_executor(self._thread, next, steps, None)
+                    self._take(rows, outcomes or [])
+            except Exception as error:
+                logger.exception("a padded batch failed; its rows end with an error")
+                for response in batch:
+                    response.end("error", f"the step failed: {type(error).__name__}: {error}")
             finally:
                 await self._loop.run_in_executor(self._thread, _close, steps)
-                for response in batch:
-                    response.end("cancelled")
-                    self._finished.update(response.finish_reasons)
 
     def _take(self, rows: list[tuple[Response, _Row]], outcomes: list[RowOutcome]) -> None:
         for (response, row), outcome in zip(rows, outcomes, strict=True):

@@ -6,6 +6,7 @@ with `legacy=True`, a plain padded batch runs instead; any other error reaches t
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from ..backend import Backend
 from ..config import EngineConfig
 from ..errors import CannotServe, EngineClosed, InvalidField
 from ..events import Event
-from ..intake import Prompt
+from ..intake import Options, Prompt
 from ..params import SamplingParams
 from .abstract import AbstractEngine, Stats
 from .answers import each_prompt
@@ -36,7 +37,8 @@ P = ParamSpec("P")
 class StaticEngine(AbstractEngine):
     """Opens at once: `StaticEngine("smollm2-135m").generate(["Hello"], SamplingParams(max_tokens=8))`.
 
-    Use it as a context manager, or call `close`. Any thread may call it. Raises `ModelError`, and with
+    Use it as a context manager, or call `close`; what is open when the program ends is closed then. Any thread may
+    call it. Raises `ModelError`, and with
     `legacy=False` falls back on `CannotServe` with one warning.
     """
 
@@ -52,6 +54,7 @@ class StaticEngine(AbstractEngine):
         except BaseException:
             self._exits.close()
             raise
+        atexit.register(self.close)
 
     def __enter__(self) -> StaticEngine:
         return self
@@ -73,24 +76,24 @@ class StaticEngine(AbstractEngine):
 
         Megatron's sampling fields go in as keywords or as one dict; each is honoured or refused by name. With
         `return_segments` an answer also has `segments`, its tokens as text; with `return_prompt_tokens`,
-        `prompt_tokens`.
+        `prompt_tokens`. `Options` (a deadline, a user) go in as keywords too.
         """
+        options = {name: fields.pop(name) for name in Options.__struct_fields__ if name in fields}
         if isinstance(sampling_params, dict):
             fields = {**sampling_params, **fields}
             sampling_params = None
         if not fields:
-            return self._call(self._engine.generate, prompts, sampling_params)
+            return self._call(self._engine.generate, prompts, sampling_params, **options)
         if sampling_params is not None:
             raise InvalidField(
                 next(iter(fields)), "either SamplingParams or Megatron's fields, not both", sampling_params
             )
         wish = megatron_fields(fields)
-        pairs = [(prompt, self._ids(prompt, wish)) for prompt, _ in each_prompt(prompts, None)]
-        params = [wish.params(len(ids)) for _, ids in pairs]
-        answers = self._call(self._engine.generate, [ids for _, ids in pairs], params)
-        return [
-            self._shaped(answer, prompt, wish) for answer, (prompt, _) in zip(answers, pairs, strict=True)
-        ]
+        listed = [prompt for prompt, _ in each_prompt(prompts, None)]
+        ids = [self._ids(prompt, wish) for prompt in listed]
+        params = [wish.params(len(each)) for each in ids]
+        answers = self._call(self._engine.generate, ids, params, **options)
+        return [self._shaped(*each, wish) for each in zip(answers, listed, strict=True)]
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
@@ -126,6 +129,7 @@ class StaticEngine(AbstractEngine):
                 self._call(self._engine.close)
                 self._closed = True
                 self._exits.close()
+                atexit.unregister(self.close)
 
     def _open(
         self, model: str | Path | Backend, config: EngineConfig | None, legacy: bool
@@ -150,16 +154,9 @@ class StaticEngine(AbstractEngine):
 
     def _ids(self, prompt: Prompt, wish: MegatronFields) -> Sequence[int]:
         """The prompt's token ids: `num_tokens_total` and `add_BOS` need them before the request is made."""
-        tokenizer = self.backend.tokenizer
-        if isinstance(prompt, str):
-            return (
-                tokenizer.encode(prompt)
-                if wish.add_BOS is None
-                else tokenizer.encode(prompt, add_bos=wish.add_BOS)
-            )
-        if prompt and isinstance(prompt[0], dict):
-            return tokenizer.encode_chat([message for message in prompt if isinstance(message, dict)])
-        return [token for token in prompt if isinstance(token, int)]
+        if wish.add_BOS is not None and not isinstance(prompt, str):
+            raise InvalidField("add_BOS", "a prompt of plain text to go with it", prompt)
+        return self._call(self._engine.intake.encode, prompt, add_bos=wish.add_BOS is not False)
 
     def _shaped(self, answer: dict[str, Any], prompt: Prompt, wish: MegatronFields) -> dict[str, Any]:
         answer = {**answer, "prompt": prompt}

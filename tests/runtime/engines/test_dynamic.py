@@ -205,7 +205,8 @@ async def test_ten_thousand_waiting_requests_cancelled_in_random_order() -> None
 
 HOSTILE_PROMPTS: list[Any] = [
     None, 5, 5.0, True, b"x", {"role": "user"}, {1}, object(), [None], [[]], [[[]]], [-1], [2**80], [True], [1, "a"],
-    ["a", 1], "", [""], "\ud800", ["\udfff"], [{}], [{"role": "user"}], [{"role": []}], [{"role": "user", "content": 5}],
+    ["a", 1], "",
+    [""], "\ud800", ["\udfff"], [{}], [{"role": "user"}], [{"role": []}], [{"role": "user", "content": 5}],
     [[{"role": "user", "content": "x"}, 5]], "x" * 10_000, [0] * 100_000, lambda: "x", [float("nan")], range(300),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The engine as a guest: it leaves no thread, task, descriptor, setting or signal handler behind, and serves every loop."""
+"""The engine as a guest: no thread, task, descriptor, setting or handler stays behind, and every loop is served."""
 
 from __future__ import annotations
 
