@@ -26,11 +26,11 @@ class ExchangeRoute:
         self._protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(Request(scope, receive), self._service.max_body_bytes)
+        except ClientDisconnect:
+            return
         with self._service.answering():
-            try:
-                body = await read_body(Request(scope, receive), self._service.max_body_bytes)
-            except ClientDisconnect:
-                return
             async with anyio.create_task_group() as tasks:
                 send = _leaving(send, tasks.cancel_scope)
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)

@@ -8,13 +8,13 @@ to bad frames go through a short queue, and a client that fills it without readi
 
 from __future__ import annotations
 
-import math
+import asyncio
+from collections import deque
 from collections.abc import Iterable
 from time import time
 from uuid import uuid4
 
 import anyio
-from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.response import Response
@@ -33,8 +33,11 @@ class ResponsesSocket:
         self._service = service
         self._websocket = websocket
         self._open: dict[str, Response] = {}
-        self._replies, self._unsent = anyio.create_memory_object_stream[bytes](math.inf)
+        self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
+        self._has_replies = asyncio.Event()
+        self._has_replied = asyncio.Event()
+        self._has_replied.set()
         self._session = ResponsesSession(
             service.model, service.backend.tokenizer, new_id=lambda: f"resp_{uuid4().hex}", clock=time
         )
@@ -42,16 +45,15 @@ class ResponsesSocket:
     async def run(self) -> None:
         """Serve the socket until either side closes it; what is then open is cancelled."""
         await self._websocket.accept()
-        with self._replies, self._unsent:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write_replies)
-                code = await self._read(tasks)
-                tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._write_replies)
+            code = await self._read()
+            self._tasks.cancel_scope.cancel()
         if code is not None:
             with anyio.move_on_after(CLOSE_S):
                 await self._websocket.close(code)
 
-    async def _read(self, tasks: TaskGroup) -> int | None:
+    async def _read(self) -> int | None:
         """Feeds the session until the client leaves (None), or must be cut off (a close code)."""
         while True:
             message = await self._websocket.receive()
@@ -61,53 +63,65 @@ class ResponsesSocket:
             if len(frame) > self._service.max_frame_bytes:
                 return TOO_BIG
             for action in self._session.receive(frame):
-                if not isinstance(action, bytes):
-                    self._start(tasks, action)
-                elif self._unread_bytes > MAX_UNREAD_BYTES:
-                    return POLICY
+                if isinstance(action, bytes):
+                    self._reply(action)
                 else:
-                    self._unread_bytes += len(action)
-                    self._replies.send_nowait(action)
+                    self._start(action)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                return POLICY
+
+    def _reply(self, frame: bytes) -> None:
+        self._replies.append(frame)
+        self._unread_bytes += len(frame)
+        self._has_replied.clear()
+        self._has_replies.set()
 
     async def _write_replies(self) -> None:
-        async for frame in self._unsent:
-            await self._send(frame)
-            self._unread_bytes -= len(frame)
+        while True:
+            await self._has_replies.wait()
+            while self._replies:
+                frame = self._replies.popleft()
+                await self._send(frame)
+                self._unread_bytes -= len(frame)
+            self._has_replies.clear()
+            self._has_replied.set()
 
-    def _start(self, tasks: TaskGroup, action: Begin | Stop) -> None:
+    def _start(self, action: Begin | Stop) -> None:
         if isinstance(action, Begin):
-            tasks.start_soon(self._run_turn, tasks, action)
+            self._tasks.start_soon(self._run_turn, action)
         elif action.turn.id in self._open:
             self._open[action.turn.id].cancel()
 
-    async def _perform(self, tasks: TaskGroup, actions: Iterable[Action]) -> None:
-        for action in actions:
-            if isinstance(action, bytes):
-                await self._send(action)
-            else:
-                self._start(tasks, action)
-
-    async def _run_turn(self, tasks: TaskGroup, begin: Begin) -> None:
+    async def _run_turn(self, begin: Begin) -> None:
         turn = begin.turn
         with self._service.answering():
             try:
                 response = await self._service.submit(begin.generate, turn.id)
             except Exception as exc:
-                await self._perform(tasks, self._session.refused(turn, refusal(exc)))
+                await self._perform(self._session.refused(turn, refusal(exc)))
                 return
             self._open[turn.id] = response
             try:
-                await self._follow(tasks, turn, response)
+                await self._follow(turn, response)
             finally:
                 response.cancel()
                 del self._open[turn.id]
 
-    async def _follow(self, tasks: TaskGroup, turn: Turn, response: Response) -> None:
+    async def _follow(self, turn: Turn, response: Response) -> None:
         if turn.is_cancelled:  # while it was being tokenised
             response.cancel()
-        await self._perform(tasks, self._session.began(turn))
+        await self._perform(self._session.began(turn))
         async for event in response.events():
-            await self._perform(tasks, self._session.feed(turn, event))
+            await self._perform(self._session.feed(turn, event))
+
+    async def _perform(self, actions: Iterable[Action]) -> None:
+        """What a turn does comes after the replies that were due before it, such as its own `response.queued`."""
+        await self._has_replied.wait()
+        for action in actions:
+            if isinstance(action, bytes):
+                await self._send(action)
+            else:
+                self._start(action)
 
     async def _send(self, frame: bytes) -> None:
         try:

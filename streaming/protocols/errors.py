@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from ...runtime.errors import (
-    ContextLengthExceeded,
     EngineDied,
     EngineError,
     GenerationFailed,
@@ -59,12 +58,20 @@ def invalid(message: str, *, code: str, param: str | None = None, status: int = 
     return Refusal(status=status, type="invalid_request_error", message=message, code=code, param=param)
 
 
+class Refused(RequestError):
+    """A refusal with a code of the wire's own."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message, field=refusal.param)
+        self.refusal = refusal
+
+
 def refusal(exc: Exception) -> Refusal:
     """What a client is told of an exception. One that is not of ours is logged and shown without its text."""
     if isinstance(exc, ModelNotFound):
         return invalid(str(exc), code=exc.code, param="model", status=404)
-    if isinstance(exc, ContextLengthExceeded):
-        return invalid(str(exc), code=exc.code, param=exc.field)
+    if isinstance(exc, Refused):
+        return exc.refusal
     if isinstance(exc, RequestError):
         return invalid(str(exc), code=exc.code, param=exc.field)
     if isinstance(exc, QueueFull):

@@ -92,7 +92,7 @@ class Exchange(ABC):
             return b"data: " + self._failure.body() + b"\n\n"
         usage = b""
         if self._include_usage:
-            usage = _sse({**self._head(self.chunk_object), "choices": [], "usage": self._usage_object()})
+            usage = _framed({**self._head(self.chunk_object), "choices": [], "usage": self._usage_object()})
         return usage + b"data: [DONE]\n\n"
 
     def result(self) -> bytes | Refusal:
@@ -128,7 +128,7 @@ class Exchange(ABC):
             return b""
         head = self._head(self.chunk_object)
         usage = {"usage": None} if self._include_usage else {}
-        return b"".join(_sse({**head, "choices": [choice], **usage}) for choice in choices)
+        return b"".join(_framed({**head, "choices": [choice], **usage}) for choice in choices)
 
     def _add(self, usage: Usage) -> None:
         self._usage = Usage(
@@ -147,5 +147,5 @@ class Exchange(ABC):
         }
 
 
-def _sse(chunk: dict[str, Any]) -> bytes:
+def _framed(chunk: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from ...runtime.backend import Message, Tokenizer
-from ...runtime.errors import InvalidField, RequestError
+from ...runtime.errors import InvalidField, QueueFull, RequestError
 from ...runtime.events import Event
 from .create import Create
-from .errors import Refusal, invalid, refusal
+from .errors import Refusal, Refused, invalid, refusal
 from .fields import HARMLESS, HONOURED, Table, honoured, parse
 from .generate import Generate
 from .responses import ResponseEvents
@@ -98,9 +98,7 @@ class ResponsesSession:
                 return [_no_steering(body)]
             expected = "'response.create', 'response.cancel' or 'response.steer'"
             raise InvalidField("type", expected, kind)
-        except _Refused as exc:
-            return [exc.refusal.frame(exc.lane)]
-        except RequestError as exc:
+        except (RequestError, QueueFull) as exc:
             return [refusal(exc).frame(lane)]
 
     def began(self, turn: Turn) -> list[Action]:
@@ -126,18 +124,10 @@ class ResponsesSession:
     def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         if lane not in self._lanes and len(self._lanes) > MAX_LANES:
             message = f"stream_id: a connection has at most {MAX_LANES} named lanes"
-            raise _Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"), lane)
+            raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
         create = Create(body, self._served_model)
         if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:
-            message = f"{MAX_WAITING} responses wait on this connection; wait for some to end"
-            full = Refusal(
-                status=429,
-                type="rate_limit_error",
-                message=message,
-                code="rate_limit_exceeded",
-                retry_after_s=1,
-            )
-            raise _Refused(full, lane)
+            raise QueueFull(f"{MAX_WAITING} responses wait on this connection; wait for some to end")
         events = ResponseEvents(
             self._new_id(), create, model=self._served_model, created_at=self._clock(), stream_id=lane
         )
@@ -193,7 +183,7 @@ class ResponsesSession:
             return []
         message = "no such response on this connection"
         param = "stream_id" if asked is None else "response_id"
-        raise _Refused(invalid(message, code="response_not_found", param=param, status=404), lane)
+        raise Refused(invalid(message, code="response_not_found", param=param, status=404))
 
     def _stop(self, turn: Turn) -> list[Action]:
         turn.is_cancelled = True
@@ -207,17 +197,10 @@ class ResponsesSession:
         if lane is None or (isinstance(lane, str) and LANE.fullmatch(lane)):
             return lane
         message = "stream_id: expected 1 to 256 letters, digits, '_', '-' or '.'"
-        raise _Refused(invalid(message, code="invalid_stream_id", param="stream_id"), None)
+        raise Refused(invalid(message, code="invalid_stream_id", param="stream_id"))
 
 
 _CANCEL: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
-
-
-class _Refused(Exception):
-    def __init__(self, refusal: Refusal, lane: str | None) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-        self.lane = lane
 
 
 def _no_steering(body: dict[str, Any]) -> bytes:
