@@ -115,25 +115,22 @@ class StepLoop:
         """Plan and launch once if possible; collect the oldest launch if the run-ahead is used up or nothing was
         launched. Returns None if there was nothing to do at all."""
         outputs = self.scheduler.expire(now)
-        try:
-            launched = self._launch()
-            if self._tickets and (not launched or len(self._tickets) > self._step.capacity.depth):
-                outputs += self.scheduler.commit(self._step.collect(self._tickets.popleft()))
-                self._failures = 0
-            elif not launched and not outputs:
-                return None
-        except Exception as error:
-            self._failures += 1
-            if self._failures >= MAX_FAILURES:
-                raise
-            logger.exception("a step failed; its rows end with an error")
-            self._tickets.clear()
-            outputs += self.scheduler.fail_all(f"the step failed: {type(error).__name__}: {error}")
-        return outputs
-
-    def _launch(self) -> bool:
         batch = self.scheduler.plan()
-        if batch is None:
-            return False
-        self._tickets.append(self._step.launch(batch))
-        return True
+        try:
+            if batch is not None:
+                self._tickets.append(self._step.launch(batch))
+            if not self._tickets or (batch is not None and len(self._tickets) <= self._step.capacity.depth):
+                return outputs if outputs or batch is not None else None
+            outcomes = self._step.collect(self._tickets.popleft())
+        except Exception as error:
+            return outputs + self._failed(error)
+        self._failures = 0
+        return outputs + self.scheduler.commit(outcomes)
+
+    def _failed(self, error: Exception) -> list[Output]:
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise error
+        logger.exception("a step failed; its rows end with an error")
+        self._tickets.clear()
+        return self.scheduler.fail_all(f"the step failed: {type(error).__name__}: {error}")
