@@ -10,7 +10,7 @@ Leaving the loop cancels the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,7 +61,7 @@ class Client:
         await self._socket.close()
         await self._reader
 
-    async def stream(self, input: str | list[dict[str, Any]], **fields: Any) -> AsyncIterator[Event]:
+    async def stream(self, input: str | list[dict[str, Any]], **fields: Any) -> AsyncGenerator[Event, None]:
         """The events of one answer: deltas, then one `done`. `fields` are those of `response.create`.
 
         Leaving the loop, or cancelling the task, cancels the answer. Raises `RequestError`, `QueueFull`,

@@ -14,7 +14,7 @@ from jitney.runtime.testing import Reply
 SKY: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
-def sdk(served: Any, **options: Any) -> AsyncOpenAI:
+def sdk(served: Any, **options: Any) -> Any:
     return AsyncOpenAI(base_url=f"{served.url}/v1", **{"api_key": "any", "max_retries": 0, **options})
 
 
@@ -114,8 +114,8 @@ async def test_models(serving: Any) -> None:
 async def test_responses_two_lanes_chaining_and_cancel(serving: Any) -> None:
     async with serving(Reply(match="and then", text="Then it set.")) as served, sdk(served) as client:
         async with client.responses.connect() as connection:
-            await connection.response.create(input="slow", model="scripted", stream_id="a")  # type: ignore[call-arg]
-            await connection.response.create(input="the sky", model="scripted", stream_id="b")  # type: ignore[call-arg]
+            await connection.response.create(input="slow", model="scripted", stream_id="a")
+            await connection.response.create(input="the sky", model="scripted", stream_id="b")
             texts = {"a": "", "b": ""}
             kinds: dict[str, list[str]] = {"a": [], "b": []}
             final: dict[str, Any] = {}
@@ -126,7 +126,7 @@ async def test_responses_two_lanes_chaining_and_cancel(serving: Any) -> None:
                 if event.type in ("response.completed", "response.incomplete"):
                     final[event.stream_id] = event.response
                 if "b" in final and "a" not in final:
-                    await connection.send({"type": "response.cancel", "stream_id": "a"})  # type: ignore[misc]
+                    await connection.send({"type": "response.cancel", "stream_id": "a"})
                 if len(final) == 2:
                     break
             assert texts["b"] == final["b"].output_text == "Rayleigh scattering."
@@ -137,9 +137,7 @@ async def test_responses_two_lanes_chaining_and_cancel(serving: Any) -> None:
             await connection.response.create(
                 input="and then?", model="scripted", previous_response_id=previous
             )
-            async for event in connection:
-                if event.type == "response.completed":
-                    break
+            event = [event async for event in _until_terminal(connection)][-1]
             assert event.response.output_text == "Then it set."
             assert event.response.previous_response_id == previous
             assert event.response.usage.input_tokens > len("the skyRayleigh scattering.and then?")

@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from jitney.runtime.testing import Reply
+from jitney.streaming.websocket import ResponsesSocket
 
 
 def dial(served: Any, **options: Any) -> Any:
@@ -30,7 +31,7 @@ async def create(socket: ClientConnection, text: str, **fields: Any) -> None:
 
 async def until(socket: ClientConnection, *kinds: str) -> list[Any]:
     """The frames up to the first of one of these kinds."""
-    frames = []
+    frames: list[Any] = []
     async with asyncio.timeout(5):
         while not frames or frames[-1]["type"] not in kinds:
             frames.append(json.loads(await socket.recv()))
@@ -44,7 +45,7 @@ async def test_two_lanes_interleave_and_one_is_cancelled(serving: Any) -> None:
     async with serving() as served, dial(served) as socket:
         await create(socket, "slow", stream_id="a")
         await create(socket, "slow", stream_id="b")
-        frames = []
+        frames: list[Any] = []
         while {f.get("stream_id") for f in frames if f["type"].endswith("delta")} != {"a", "b"}:
             frames += await until(socket, "response.output_text.delta")
         await send(socket, type="response.cancel", stream_id="a")
@@ -140,9 +141,43 @@ async def test_a_client_that_floods_and_does_not_read_is_cut_off(serving: Any) -
 
 
 async def _flood(socket: ClientConnection) -> None:
-    await asyncio.sleep(0)
     while True:
         await send(socket, type="response.steer", input="x" * 60_000)
+
+
+class StuckSocket:
+    """A Starlette WebSocket whose client reads one frame for each permit."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[Any] = []
+        self.permits = asyncio.Semaphore(0)
+
+    async def accept(self) -> None:
+        pass
+
+    async def receive(self) -> Any:
+        return await self.incoming.get()
+
+    async def send(self, message: Any) -> None:
+        await self.permits.acquire()
+        self.sent.append(json.loads(message["text"]))
+
+
+async def test_a_turns_frames_follow_the_replies_that_were_due_before(serving: Any) -> None:
+    async with serving() as served:
+        stuck = StuckSocket()
+        running = asyncio.create_task(ResponsesSocket(served.app.state.service, stuck).run())  # type: ignore[arg-type]
+        for frame in [{"type": "wibble"}] * 3 + [{"type": "response.create", "input": "sky"}] * 3:
+            stuck.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
+        await served.until(lambda stats: sum(stats.finished.values()) == 1)
+        for _ in range(40):
+            stuck.permits.release()
+        await served.until(lambda stats: len(stuck.sent) > 3 and stuck.sent[-1]["type"] == ENDS[0])
+        kinds = [frame["type"].removeprefix("response.") for frame in stuck.sent]
+        assert kinds[:7] == ["error", "error", "error", "queued", "queued", "created", "in_progress"]
+        stuck.incoming.put_nowait({"type": "websocket.disconnect"})
+        await running
 
 
 async def test_a_slow_reader_gets_merged_deltas_and_holds_up_nobody(serving: Any) -> None:
