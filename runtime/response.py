@@ -29,16 +29,10 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.matched: str | int | None = None
         self.num_tokens = 0
-        self._include_stop = params.include_stop_str_in_output
-        self._min_tokens = params.min_tokens
-        self._interval = params.stream_interval
+        self._params = params
+        self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
-        if params.detokenize:
-            self._detokenizer = tokenizer.detokenizer(
-                skip_special_tokens=params.skip_special_tokens,
-                spaces_between_special_tokens=params.spaces_between_special_tokens,
-            )
-        self._stops = StopMatcher(params.stops, include=self._include_stop) if params.stops else None
+        self._stops: StopMatcher | None = None
         self._text = ""
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
@@ -50,7 +44,7 @@ class Choice:
             self.num_tokens += 1
             if self._logprobs is not None and position < len(output.logprobs):
                 self._logprobs.append(output.logprobs[position])
-            if token != output.matched or self._include_stop:
+            if token != output.matched or self._params.include_stop_str_in_output:
                 self._push(token)
             if self.finish_reason is not None:
                 return
@@ -68,7 +62,7 @@ class Choice:
     @property
     def is_due(self) -> bool:
         """Whether enough is new for a delta."""
-        return len(self._tokens) >= self._interval
+        return len(self._tokens) >= self._params.stream_interval
 
     def collect(self) -> dict[str, Any]:
         """What is new, as an event's fields."""
@@ -83,12 +77,29 @@ class Choice:
             self._logprobs = []
         return fields
 
+    def put_away(self) -> None:
+        """Free what only an open choice needs; a kept response is its log."""
+        self._detokenizer = self._stops = None
+
     def _push(self, token: int) -> None:
-        if self._detokenizer is not None:
-            self._show(self._detokenizer.push((token,)))
+        if not self._params.detokenize:
+            return
+        if self._detokenizer is None:
+            self._detokenizer = self._take_out()
+        self._show(self._detokenizer.push((token,)))
+
+    def _take_out(self) -> Detokenizer:
+        """With the first token and not before, so that what waits costs no more than its prompt."""
+        params = self._params
+        if params.stops:
+            self._stops = StopMatcher(params.stops, include=params.include_stop_str_in_output)
+        return self._tokenizer.detokenizer(
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
 
     def _show(self, text: str) -> None:
-        if self._stops is None or self.num_tokens < self._min_tokens:
+        if self._stops is None or self.num_tokens < self._params.min_tokens:
             self._text += text
             return
         shown, stop = self._stops.push(text)
@@ -188,7 +199,7 @@ class Response:
         for choice in self._choices:
             if choice.finish_reason is None:
                 choice.finish(reason)
-                choice.finish_reason = reason
+                choice.finish_reason, choice.matched = reason, None
                 self._finish(choice)
 
     def usage(self) -> Usage:
@@ -197,6 +208,7 @@ class Response:
 
     def _finish(self, choice: Choice) -> None:
         self._append("finish", finish_reason=choice.finish_reason, matched=choice.matched, **choice.collect())
+        choice.put_away()
         self._last_reason = choice.finish_reason or self._last_reason
         self._open -= 1
         if not self._open:
