@@ -1,0 +1,47 @@
+"""One row's lengths."""
+
+from __future__ import annotations
+
+import pytest
+
+from jitney.runtime.batch import RowSampling, TokenLogprobs
+from jitney.runtime.messages import Generate
+from jitney.runtime.sequence import Sequence
+
+
+def row(**fields: object) -> Sequence:
+    sampling = RowSampling(seed=0, prompt_logprobs=0)
+    request = Generate(id="r", prompt=(1, 2, 3, 4, 5), sampling=sampling, max_tokens=3, **fields)  # type: ignore[arg-type]
+    return Sequence(request, sampling, b"root", None)
+
+
+def test_launches_in_flight_count_towards_the_limit() -> None:
+    made = row()
+    assert not made.exhausted
+    made.pending = 3
+    assert made.exhausted
+
+
+@pytest.mark.parametrize(("deadline", "late"), [(None, False), (5.0, True), (4.9, True), (5.1, False)])
+def test_late_from_the_deadline_on(deadline: float | None, late: bool) -> None:
+    assert row(deadline=deadline).is_late(5.0) is late
+
+
+def test_scores_are_reported_once_across_a_preemption() -> None:
+    made = row()
+    scores = (None, *(TokenLogprobs(token, -1.0) for token in (2, 3, 4, 5)))
+    assert made.take_prompt_scores(0, scores[:2]) == scores[:2]
+    made.unseat()
+    assert made.take_prompt_scores(0, scores[:3]) == scores[2:3]
+    assert made.wants_prompt_scores
+    assert made.take_prompt_scores(3, scores[3:]) == scores[3:]
+    assert not made.wants_prompt_scores and made.take_prompt_scores(0, scores) == ()
+
+
+def test_leaving_the_seat_keeps_tokens_and_forgets_places() -> None:
+    made = row()
+    made.tokens.append(6)
+    made.slot, made.pages, made.computed, made.planned, made.decoding = 2, [1, 2], 5, 5, True
+    made.unseat()
+    assert (made.slot, made.pages, made.computed, made.planned, made.decoding) == (-1, [], 0, 0, False)
+    assert made.tokens == [1, 2, 3, 4, 5, 6]
