@@ -19,7 +19,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -32,15 +32,18 @@ from .scripted_step import RowView, ScriptedStep
 
 PAGE_SIZE = 16
 
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule of a script."""
 
     match: str = ""
     text: str = ""
-    first_token_s: float = 0.0
-    token_s: float = 0.0
-    fail_after: int | None = None
+    first_token_s: Seconds = 0.0
+    token_s: Seconds = 0.0
+    fail_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
     fault: Literal["request", "step", "worker"] = "request"
 
 
@@ -48,8 +51,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The first reply that matches is given; without one the prompt is echoed."""
 
     name: str = "scripted"
-    context_length: int = 4096
-    max_rows: int = 32
+    context_length: Positive = 4096
+    max_rows: Positive = 32
     reply: list[Reply] = []
 
     def find(self, prompt: str) -> Reply:
