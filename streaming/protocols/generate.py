@@ -96,11 +96,13 @@ class Envelope(msgspec.Struct, kw_only=True):
             user=self.user,
             cache_salt=self.cache_salt,
             template_options=self.chat_template_kwargs,
-            spelled={"deadline_s": "deadline_ms", **spelled},
+            spelled={"deadline_s": "deadline_ms", "template_options": "chat_template_kwargs", **spelled},
         )
 
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidField("stream_options", "stream to be true as well", self.stream_options)
         options = honoured(self.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
         return typed(options, _StreamOptions, at="stream_options.").include_usage
 

@@ -254,7 +254,10 @@ async def test_hosts_are_checked_on_loopback_addresses_only(address: str, host: 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await create_app(engine)({**scope, "headers": [(b"host", host.encode())]}, asyncio.sleep, send)
+        async def receive() -> Any:
+            return {"type": "http.request"}
+
+        await create_app(engine)({**scope, "headers": [(b"host", host.encode())]}, receive, send)
         assert sent[0]["status"] == status
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -159,7 +160,7 @@ async def test_mounted_under_a_prefix(serving: Any, serve_app: Any) -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
-    async with serving() as served:
+    async with serving(api_key="any") as served:
         async with serve_app(Starlette(routes=[Mount("/llm", served.app)])) as url:
             async with AsyncOpenAI(base_url=f"{url}/llm/v1", api_key="any", max_retries=0) as client:
                 answer = await client.chat.completions.create(model="scripted", messages=SKY)
@@ -168,6 +169,9 @@ async def test_mounted_under_a_prefix(serving: Any, serve_app: Any) -> None:
                     await connection.response.create(input="sky", model="scripted")
                     kinds = [event.type async for event in _until_terminal(connection)]
                 assert kinds[-1] == "response.completed"
+            async with httpx.AsyncClient(base_url=f"{url}/llm") as client:
+                assert (await client.get("/live")).status_code == 200
+                assert (await client.get("/ready")).status_code == 401
 
 
 async def _until_terminal(connection: Any) -> Any:

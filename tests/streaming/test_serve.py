@@ -25,7 +25,8 @@ SHORT = Reply(match="short", text="tick " * 20, token_s=0.005)
 async def start(app: Any, **options: Any) -> tuple[asyncio.Task[None], str]:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(serve(app, port=0, on_ready=ready.set_result, **options))
-    return running, await ready
+    await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+    return running, ready.result()
 
 
 async def text_of(client: Client, prompt: str) -> str:

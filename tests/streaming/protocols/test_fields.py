@@ -190,6 +190,13 @@ def test_stream_options_are_a_table_too(options: Body) -> None:
         assert refused.value.field == f"stream_options.{next(iter(options))}"
 
 
+@pytest.mark.parametrize("route", ["chat", "completions"])
+def test_stream_options_without_a_stream_are_refused(route: str) -> None:
+    _, read, base = ROUTES[route]
+    with pytest.raises(RequestError, match="stream_options: expected stream to be true"):
+        read({**base, "stream_options": {"include_usage": True}})
+
+
 def test_two_names_of_one_field_are_refused_and_errors_use_the_clients_name() -> None:
     base = ROUTES["chat"][2]
     with pytest.raises(RequestError, match="send one of the two"):
