@@ -35,7 +35,7 @@ def measure(job: Job) -> Measured:
         prompts, lengths = job.prompts(vocab_size), job.output_lengths()
         run(prompts[: job.batch], [WARM_UP_TOKENS] * len(prompts[: job.batch]))
         load_s = time.monotonic() - begun
-        seconds = [_timed(job, run, prompts, lengths) for _ in range(job.repeats)]
+        seconds = [_timed(run, prompts, lengths) for _ in range(job.repeats)]
     return Measured(
         engine=job.engine,
         quantize=job.quantize,
@@ -47,12 +47,12 @@ def measure(job: Job) -> Measured:
     )
 
 
-def _timed(job: Job, run: Run, prompts: list[list[int]], lengths: list[int]) -> float:
+def _timed(run: Run, prompts: list[list[int]], lengths: list[int]) -> float:
     begun = time.monotonic()
     counts = run(prompts, lengths)
     seconds = time.monotonic() - begun
     if counts != lengths:
-        raise JitneyError(f"{job.engine}: expected answers of {lengths} tokens, got {counts}")
+        raise JitneyError(f"expected answers of {lengths} tokens, got {counts}")
     return seconds
 
 
@@ -143,6 +143,9 @@ def _params(lengths: list[int]) -> list[SamplingParams]:
 
 
 def _counts(answers: list[dict[str, Any]]) -> list[int]:
+    for answer in answers:
+        if answer["error"] is not None:
+            raise JitneyError(answer["error"])
     return [len(answer["tokens"]) for answer in answers]
 
 
