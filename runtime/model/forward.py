@@ -67,14 +67,18 @@ def attend(
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
+    y: Tensor = x
     if activation == "silu":
-        return torch.ops.aten.silu(x)
-    if activation == "gelu":
-        return torch.ops.aten.gelu(x)
-    if activation == "gelu_tanh":
-        return torch.ops.aten.gelu(x, approximate="tanh")
-    x = torch.relu(x)
-    return x if activation == "relu" else x.square()
+        y = torch.ops.aten.silu(x)
+    elif activation == "gelu":
+        y = torch.ops.aten.gelu(x)
+    elif activation == "gelu_tanh":
+        y = torch.ops.aten.gelu(x, approximate="tanh")
+    elif activation == "relu":
+        y = torch.relu(x)
+    else:
+        y = torch.relu(x).square()
+    return y
 
 
 def mlp(x: Tensor, layer: dict[str, dict[str, Tensor]], activation: str, gated: bool, tile: int) -> Tensor:
@@ -124,17 +128,18 @@ def forward(
     dim = cos.size(-1)
     scale = dim**-0.5
     for i, layer in enumerate(layers):
-        qkv = linear(norm(x, layer["attention_norm"], eps, rms), layer["qkv"], tile).view(-1, num_heads + 2 * num_kv_heads, dim)
+        qkv = linear(norm(x, layer["attention_norm"], eps, rms), layer["qkv"], tile)
+        qkv = qkv.view(-1, num_heads + 2 * num_kv_heads, dim)
         qk = qkv[:, : num_heads + num_kv_heads]
         if "qk_norm" in layer:
             qk.copy_(norm(qk, layer["qk_norm"], eps, rms))
         rotate(qk, cos, sin)
         pools[i].index_copy_(0, writes, qkv[:, num_heads:].reshape(-1, dim))
         parts: list[Tensor] = []
-        for span, table, full, sliding in zip(spans, tables, masks, sliding_masks):
+        seen = sliding_masks if slides[i] else masks
+        for j, span in enumerate(spans):
             q = qkv[span[0] : span[1], :num_heads]
-            mask = sliding if slides[i] else full
-            parts.append(attend(q, pools[i], table, mask, page_size, num_kv_heads, scale, floor))
+            parts.append(attend(q, pools[i], tables[j], seen[j], page_size, num_kv_heads, scale, floor))
         x = x + linear(parts[0] if len(parts) == 1 else torch.cat(parts), layer["out"], tile)
         x = x + mlp(norm(x, layer["mlp_norm"], eps, rms), layer, activation, gated, tile)
     return norm(x.index_select(0, chosen), shared["norm"], eps, rms), x.float().sum(-1)

@@ -101,7 +101,8 @@ class _Loader:
         return tensors
 
     def linear(self, name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Tensor]:
-        return self.pack(self.read(name + ".weight", outputs, inputs), self.read(name + ".bias", outputs) if bias else None)
+        weight = self.read(name + ".weight", outputs, inputs)
+        return self.pack(weight, self.read(name + ".bias", outputs) if bias else None)
 
     def read(self, name: str, *shape: int | None) -> Tensor:
         if name not in self.names:

@@ -31,9 +31,13 @@ def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
     wide = x.float()
     peak = wide.abs().amax(-1, True).clamp_min_(1e-12)
     rounded = torch.addcmul(weights["half"], wide, 127.0 / peak).to(torch.uint8)
-    out = torch.ops.onednn.qlinear_pointwise(
-        rounded, 1.0, 128, weights["weight"], weights["scale"], weights["zero"], None, 1.0, 0, torch.float32, "none", [], ""
-    ).mul_(peak)
+    weight, scale, zero = weights["weight"], weights["scale"], weights["zero"]
+    out = torch.mul(
+        torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, 128, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        ),
+        peak,
+    )
     if "bias" in weights:
         out = out.add_(weights["bias"])
     return out.to(x.dtype)

@@ -17,7 +17,5 @@ def pack(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
 def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
     """x [tokens, in], at least two, at most `tile` at a time; gives [tokens, out]."""
     weight, bias = weights["weight"], weights.get("bias")
-    if x.size(0) <= tile:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    parts = [torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "") for part in x.split(tile)]
-    return torch.cat(parts)
+    parts = [torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "") for part in torch.split(x, tile)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

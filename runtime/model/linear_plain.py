@@ -16,6 +16,5 @@ def pack(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
 
 def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
     """x [tokens, in], at least two, at most `tile` at a time; gives [tokens, out]."""
-    if x.size(0) <= tile:
-        return torch.ops.aten.linear(x, weights["weight"], weights.get("bias"))
-    return torch.cat([torch.ops.aten.linear(part, weights["weight"], weights.get("bias")) for part in x.split(tile)])
+    weight, bias = weights["weight"], weights.get("bias")
+    return torch.cat([torch.ops.aten.linear(part, weight, bias) for part in torch.split(x, tile)])

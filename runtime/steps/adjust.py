@@ -54,7 +54,7 @@ def _ban(logits: Tensor, sampling: RowSampling, tokens: Sequence[int], prompt_le
 
 def _penalise(logits: Tensor, sampling: RowSampling, tokens: Sequence[int], prompt_len: int) -> None:
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(tokens).unique()
+        seen = torch.tensor(sorted(set(tokens)))
         values = logits[seen]
         penalty = sampling.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)

@@ -25,6 +25,7 @@ from .sampler import Drawn, Row, sample
 from .slots import Slots
 from .threads import torch_threads
 
+
 def open_cpu_step(model: ModelConfig, weights: Weights, config: EngineConfig) -> Step:
     """Plan the memory, then read the weights and make ready.
 

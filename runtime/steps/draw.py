@@ -69,19 +69,19 @@ def _first_above(sums: Tensor, targets: Tensor, possible: Tensor) -> Tensor:
 
 
 def _draw_cut(scaled: Tensor, samplings: Sequence[RowSampling], points: Tensor) -> list[int]:
+    vocab = scaled.size(1)
     totals = _blocks(scaled.exp()).sum(2, dtype=torch.float64).cumsum(1)[:, -1]
-    values, ids = _likeliest(scaled, min(CANDIDATES, scaled.size(1)))
+    values, ids = _likeliest(scaled, min(CANDIDATES, vocab))
     keep = _kept(values, samplings, totals)
-    num_kept = keep.sum(1)
-    edge = values.gather(1, num_kept[:, None] - 1)[:, 0] > values[:, -1]  # else a candidate left out may belong
-    complete = edge.tolist() if scaled.size(1) > CANDIDATES else [True] * len(scaled)
-    tokens = _invert(values, ids, keep, points, scaled.size(1))
-    for i, whole in enumerate(complete):
-        if not whole:
+    tokens = _invert(values, ids, keep, points, vocab)
+    lowest = values.gather(1, keep.sum(1, keepdim=True) - 1)[:, 0]
+    inside = (lowest > values[:, -1]).tolist()  # else a token that is no candidate may belong
+    for i, sampling in enumerate(samplings):
+        if vocab > CANDIDATES and (sampling.top_k > CANDIDATES or not inside[i]):
             row = slice(i, i + 1)
             values, ids = scaled[row].sort(dim=1, descending=True, stable=True)
             keep = _kept(values, samplings[row], totals[row])
-            tokens[i] = _invert(values, ids, keep, points[row], scaled.size(1))[0]
+            tokens[i] = _invert(values, ids, keep, points[row], vocab)[0]
     return tokens
 
 

@@ -29,7 +29,7 @@ class Kernels(msgspec.Struct, frozen=True):
 def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     """`auto` is bfloat16 where oneDNN computes it natively, else float32. Raises `InvalidField` for int8 without
     a machine for it."""
-    onednn = torch.backends.mkldnn.is_available()
+    onednn = torch._C._has_mkldnn
     native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
     dtype = torch.bfloat16 if (automatic if config.dtype == "auto" else config.dtype) == "bfloat16" else torch.float32
@@ -41,7 +41,9 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     return Kernels(dtype, linear_onednn if onednn else linear_plain, dtype.itemsize, floor)
 
 
-def find_tile(program: Program, linears: Iterable[tuple[int, dict[str, Tensor]]], dtype: torch.dtype, most: int) -> Tile:
+def find_tile(
+    program: Program, linears: Iterable[tuple[int, dict[str, Tensor]]], dtype: torch.dtype, most: int
+) -> Tile:
     """The largest tile for which a row's product is the same to the last bit with any number of others.
 
     A library picks its kernel by shape: with AMX, 33 rows sum in another order than 32; without, a single row does

@@ -34,26 +34,29 @@ def plan_memory(
     context = min(config.max_context or model.max_position, model.max_position)
     page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * PAGE_TOKENS * value_bytes
     one_context = -(-context // PAGE_TOKENS)
-    room = None if free_bytes is None else free_bytes - weight_bytes
     if config.kv_cache_bytes is not None:
         num_pages = config.kv_cache_bytes // page_bytes - 1
-        source = f"kv_cache_bytes={config.kv_cache_bytes:,}"
+        if num_pages < one_context:
+            raise CannotServe(
+                f"kv_cache_bytes={config.kv_cache_bytes:,}: one context of {context} tokens takes "
+                f"{(one_context + 1) * page_bytes:,} bytes; {_fitting(num_pages)}"
+            )
     else:
         budget = DEFAULT_POOL_BYTES if free_bytes is None else min(DEFAULT_POOL_BYTES, free_bytes // 4)
         num_pages = max(budget // page_bytes - 1, one_context)
-        source = f"{free_bytes or 0:,} bytes of free memory"
     num_pages = min(num_pages, one_context * config.max_rows)
-    if room is not None and (num_pages + 1) * page_bytes > room:
-        fits, num_pages = room // page_bytes - 1, 0
-    else:
-        fits = num_pages
-    if num_pages < one_context:
+    pool_bytes = (num_pages + 1) * page_bytes
+    if free_bytes is not None and weight_bytes + pool_bytes > free_bytes:
+        room = max(0, free_bytes - weight_bytes)
         raise CannotServe(
-            f"weights take {weight_bytes:,} bytes and one context of {context} tokens takes "
-            f"{(one_context + 1) * page_bytes:,} bytes of KV cache; {source} hold "
-            + (f"max_context={fits * PAGE_TOKENS} at most" if fits > 0 else "no context at all")
+            f"{free_bytes:,} bytes of memory are free; weights take {weight_bytes:,} and the KV cache "
+            f"{pool_bytes:,}; {_fitting(room // page_bytes - 1)} with kv_cache_bytes={room}"
         )
     return MemoryPlan(context, num_pages + 1, page_bytes, weight_bytes)
+
+
+def _fitting(num_pages: int) -> str:
+    return f"max_context={num_pages * PAGE_TOKENS} would fit" if num_pages > 0 else "no context would fit"
 
 
 def weight_bytes(model: ModelConfig, linear_bytes: int, other_bytes: int) -> int:

@@ -37,7 +37,10 @@ def config(mode: str) -> EngineConfig:
     return EngineConfig(max_rows=40, max_context=1024, kv_cache_bytes=2**27, **MODES[mode])
 
 
-@pytest.fixture(scope="module", params=[(mode, kind) for mode in MODES for kind in ("grouped", "sliding")], ids="-".join)
+CASES = [(mode, kind) for mode in MODES for kind in ("grouped", "sliding")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def step(request: pytest.FixtureRequest) -> Iterator[CpuStep]:
     mode, kind = request.param
     model = MODEL if kind == "grouped" else SLIDING
