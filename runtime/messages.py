@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from .batch import Capacity, RowSampling, TokenLogprobs
+from .errors import EngineClosed, EngineDied
 from .events import FinishReason
 
 
@@ -95,6 +96,17 @@ class Stopped(msgspec.Struct, frozen=True):
     """The worker has ended; `error` is set unless it was told to. Nothing follows."""
 
     error: BaseException | None = None
+
+    @property
+    def cause(self) -> Exception:
+        """What a caller can be given: SystemExit and its like would end the caller's loop."""
+        if self.error is None:
+            return EngineClosed("the engine was closed")
+        if isinstance(self.error, Exception):
+            return self.error
+        died = EngineDied(f"the worker ended: {type(self.error).__name__}: {self.error}")
+        died.__cause__ = self.error
+        return died
 
 
 News = Opened | Report | Stopped

@@ -50,6 +50,11 @@ class Worker:
         self.heartbeat = clock()
         self.is_busy = False
 
+    @property
+    def step_age_s(self) -> float:
+        """How long the turn in progress has lasted; 0 while there is nothing to do."""
+        return self._clock() - self.heartbeat if self.is_busy else 0.0
+
     def start(self) -> None:
         self._thread.start()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from ..config import EngineConfig
-from ..errors import InvalidField
+from ..errors import InvalidField, QueueFull
 from ..events import Event
 from ..intake import Options, Prompt
+from ..messages import Generate
 from ..params import SamplingParams
 from ..response import Response
+
+Accept = Callable[[Prompt, SamplingParams, Options], Awaitable[Generate]]
+Admit = Callable[[Generate, SamplingParams], Response]
 
 
 def each_prompt(
@@ -52,10 +57,55 @@ def checked_config(config: EngineConfig | None) -> EngineConfig:
     return config
 
 
-async def answer(prompt: Prompt, response: Response) -> dict[str, Any]:
-    """Wait for a response's end and fold it into one dict."""
-    await response.log.wait_sealed()
-    return fold(prompt, response)
+async def answer_all(
+    jobs: list[tuple[Prompt, SamplingParams | None]],
+    options: dict[str, Any],
+    accept: Accept,
+    admit: Admit,
+    window: int,
+) -> list[dict[str, Any]]:
+    """Answers in the order of the jobs, at most `window` of them open at a time. Nothing runs unless all are in
+    order; leaving early cancels the rest."""
+    if len(jobs) > 1 and options.get("response_id") is not None:
+        raise InvalidField("response_id", "a single prompt to go with it", options["response_id"])
+    accepted: list[tuple[Prompt, SamplingParams, Generate]] = []
+    for prompt, given in jobs:
+        params, opts = checked(given, options)
+        accepted.append((prompt, params, await accept(prompt, params, opts)))
+    responses: list[Response] = []
+    places = asyncio.Semaphore(window)
+
+    async def run(prompt: Prompt, params: SamplingParams, request: Generate) -> dict[str, Any]:
+        async with places:
+            response = await _admit_in_turn(request, params, admit, responses)
+            responses.append(response)
+            try:
+                await response.log.wait_sealed()
+                return fold(prompt, response)
+            finally:
+                response.cancel()
+
+    tasks = [asyncio.ensure_future(run(*job)) for job in accepted]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _admit_in_turn(
+    request: Generate, params: SamplingParams, admit: Admit, siblings: list[Response]
+) -> Response:
+    """Admit one of a batch. Where the queue is full it waits for a sibling's end, and raises if none is open."""
+    while True:
+        try:
+            return admit(request, params)
+        except QueueFull:
+            sibling = next((response for response in siblings if not response.done), None)
+            if sibling is None:
+                raise
+        await sibling.log.wait_sealed()
 
 
 def fold(prompt: Prompt, response: Response) -> dict[str, Any]:

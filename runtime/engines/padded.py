@@ -27,7 +27,8 @@ from ..intake import Intake, Prompt
 from ..messages import Generate, Output
 from ..params import SamplingParams
 from ..response import Response
-from .abstract import AbstractEngine, Stats, resolve
+from ..stats import Stats
+from .abstract import AbstractEngine, resolve
 from .answers import checked, checked_config, each_prompt, fold
 
 logger = logging.getLogger("jitney")

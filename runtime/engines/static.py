@@ -23,7 +23,8 @@ from ..errors import CannotServe, EngineClosed, InvalidField
 from ..events import Event
 from ..intake import Options, Prompt
 from ..params import SamplingParams
-from .abstract import AbstractEngine, Stats
+from ..stats import Stats
+from .abstract import AbstractEngine
 from .answers import each_prompt
 from .dynamic import DynamicEngine
 from .megatron import MegatronFields, megatron_fields

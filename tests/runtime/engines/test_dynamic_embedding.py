@@ -235,6 +235,24 @@ def test_after_its_loop_is_gone_an_engine_refuses_and_can_still_be_closed() -> N
     assert (threading.active_count(), sys.getswitchinterval()) == before
 
 
+async def test_a_caller_elsewhere_is_told_when_the_engines_loop_ends() -> None:
+    serving, started = engine(), threading.Event()
+
+    async def owner() -> None:
+        await serving.start()
+        started.set()
+        while not serving.stats().running:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    thread = threading.Thread(target=lambda: asyncio.run(owner()))
+    thread.start()
+    await asyncio.to_thread(started.wait, 10)
+    with pytest.raises(EngineClosed, match="has ended"):
+        await serving.generate("hold")
+    await asyncio.to_thread(thread.join, 10)
+    await serving.close()
+
+
 def test_a_busy_worker_ends_when_its_loop_is_gone() -> None:
     serving = engine()
 

@@ -1,0 +1,173 @@
+"""The loop's side of an engine: who waits, who is being served, and what became of the rest.
+
+Touched by the engine's loop alone. Requests come in through `admit`, the worker's reports through `receive`; commands
+go out through the inbox. Every admitted request is sealed exactly once: by the worker's last output, by a stop string
+that its response finds, by a cancel, by its deadline, or by `end_all`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from .backend import Tokenizer
+from .config import EngineConfig
+from .errors import InvalidField
+from .events import FinishReason
+from .inbox import Inbox
+from .messages import Cancel, Generate, Output, Report, SchedulerStats
+from .params import SamplingParams
+from .queue import RequestQueue
+from .response import Response
+from .stats import Stats
+
+
+class Dispatcher:
+    """`stats` holds the worker's latest counters; `idle` is set while no response is open."""
+
+    def __init__(
+        self, config: EngineConfig, tokenizer: Tokenizer, inbox: Inbox, clock: Callable[[], float]
+    ) -> None:
+        self.stats = SchedulerStats()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._finished: Counter[str] = Counter()
+        self._prompt_tokens = self._generated_tokens = self._late_events = 0
+        self._config = config
+        self._tokenizer = tokenizer
+        self._inbox = inbox
+        self._clock = clock
+        self._queue = RequestQueue(max_requests=config.max_queued, max_tokens=config.max_queued_tokens)
+        self._responses: dict[str, Response] = {}
+        self._kept: OrderedDict[str, float] = OrderedDict()
+        self._kept_bytes = 0
+        self._num_open = 0
+        self._sent_rows = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def snapshot(self, state: str, step_age_s: float) -> Stats:
+        """The counters of this side and the worker's latest."""
+        worker = self.stats
+        return Stats(
+            state=state,
+            waiting=len(self._queue) + worker.waiting,
+            running=worker.running,
+            kv_pages_total=worker.pages_total,
+            kv_pages_used=worker.pages_used,
+            prefix_queries=worker.prefix_queries,
+            prefix_hits=worker.prefix_hits,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=worker.preemptions,
+            finished=dict(self._finished),
+            late_events=self._late_events,
+            steps=worker.steps,
+            step_age_s=step_age_s,
+        )
+
+    def admit(self, request: Generate, params: SamplingParams) -> Response:
+        """Open a response and queue the request. Raises `QueueFull`, or `InvalidField` for an id in use."""
+        if request.id in self._responses:
+            raise InvalidField("response_id", "an id that is not in use", request.id)
+        self._queue.push(request, retry_after_s=self._retry_after_s())
+        response = Response(request, params, self._tokenizer, self._clock, time.time(), self.cancel)
+        self._responses[request.id] = response
+        self._num_open += 1
+        self.idle.clear()
+        self._feed()
+        return response
+
+    def receive(self, report: Report) -> None:
+        """Take in a turn's news and feed the seats that it freed."""
+        self.stats = report.stats
+        for output in report.outputs:
+            self._take(output)
+        self._feed()
+
+    def find(self, response_id: str) -> Response | None:
+        """An open response, or one that ended not too long ago."""
+        self._forget_old()
+        return self._responses.get(response_id)
+
+    def cancel(self, response_id: str) -> bool:
+        """End a response now. True if it was open."""
+        response = self._responses.get(response_id)
+        if response is None or response.done:
+            return False
+        if not self._queue.remove(response_id):
+            self._inbox.put(Cancel(response_id))
+        self._end(response, "cancelled")
+        return True
+
+    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+        """Seal what is open. The worker is not told: it is stopping."""
+        for response in [r for r in self._responses.values() if not r.done]:
+            self._queue.remove(response.id)
+            self._end(response, reason, error)
+        self._set_timer(None)
+
+    def _take(self, output: Output) -> None:
+        response = self._responses.get(output.id)
+        if response is None or response.done:
+            self._late_events += 1
+            return
+        self._generated_tokens += len(output.tokens)
+        self._queue.charge(response.request.user, len(output.tokens))
+        if response.take(output):
+            self._inbox.put(Cancel(output.id, output.choice))
+        if response.done:
+            self._over(response)
+
+    def _feed(self) -> None:
+        """Send the worker as many requests as it has seats to spare, and one more so that no seat waits for us."""
+        for late in self._queue.expire(self._clock()):
+            self._end(self._responses[late.id], "deadline")
+        while self.stats.free_rows + 1 > self._sent_rows - self.stats.received_rows:
+            request = self._queue.pop()
+            if request is None:
+                break
+            self._sent_rows += request.n
+            self._prompt_tokens += len(request.prompt)
+            self._queue.charge(request.user, len(request.prompt))
+            self._responses[request.id].dispatched()
+            self._inbox.put(request)
+        self._set_timer(self._queue.next_deadline)
+
+    def _set_timer(self, deadline: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            wait_s = max(0.0, deadline - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._feed)
+
+    def _end(self, response: Response, reason: FinishReason, error: str | None = None) -> None:
+        response.end(reason, error)
+        self._over(response)
+
+    def _over(self, response: Response) -> None:
+        """Account for a response that has just been sealed, and keep it for those who come back."""
+        self._queue.leave(response.request.user)
+        self._finished.update(response.finish_reasons)
+        self._kept[response.id] = self._clock()
+        self._kept_bytes += response.num_bytes
+        self._num_open -= 1
+        if not self._num_open:
+            self.idle.set()
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._kept:
+            response_id, since = next(iter(self._kept.items()))
+            expired = now - since > self._config.keep_finished_s
+            if not expired and self._kept_bytes <= self._config.keep_finished_bytes:
+                return
+            del self._kept[response_id]
+            self._kept_bytes -= self._responses.pop(response_id).num_bytes
+
+    def _retry_after_s(self) -> float:
+        """A guess: a second for each time that the seats must be filled before a new request has its turn."""
+        return min(60.0, max(1.0, len(self._queue) / self._config.max_rows))
