@@ -109,7 +109,9 @@ async def _admit_in_turn(
 
 
 def fold(prompt: Prompt, response: Response) -> dict[str, Any]:
-    """A sealed response as one dict."""
+    """A sealed response as one dict: `id`, `prompt`, `prompt_token_ids`, `choices` (each `index`, `text`, `token_ids`,
+    `finish_reason`, `matched`, `logprobs`), the first choice's `text`, `tokens` and `finish_reason`,
+    `prompt_logprobs`, `usage`, `times` and `error`."""
     choices = [_Parts() for _ in range(response.request.n)]
     prompt_logprobs: list[Any] = []
     events = response.log.read(0)

@@ -179,13 +179,11 @@ class DynamicEngine(AbstractEngine):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
-        """Whole answers as dicts, in the order of the prompts (one prompt gives a list of one).
+        """Whole answers as dicts (see `answers.fold`), in the order of the prompts; one prompt gives a list of one.
 
-        A dict holds `id`, `prompt`, `prompt_token_ids`, `choices` (each `index`, `text`, `token_ids`,
-        `finish_reason`, `matched`, `logprobs`), the first choice's `text`, `tokens` and `finish_reason`,
-        `prompt_logprobs`, `usage`, `times` and `error`. Raises as `submit` does, before anything runs.
+        Raises as `submit` does, before anything runs.
         """
-        window = max(1, min(self.config.max_queued, 4 * self.config.max_rows))
+        window = min(self.config.max_queued, 4 * self.config.max_rows)
         jobs = each_prompt(prompts, sampling_params)
         answers = answer_all(jobs, options, self._accept, self._admit, window)
         if self._home is not None and self._home.is_elsewhere:
@@ -208,7 +206,7 @@ class DynamicEngine(AbstractEngine):
             return Stats(state=self.state)
         return self._dispatcher.snapshot(self.state, self._worker.step_age_s)
 
-    # Inside: starting
+    # Inside
 
     def _set_up(self) -> None:
         config = self.config
@@ -225,8 +223,6 @@ class DynamicEngine(AbstractEngine):
         open_step = partial(self.backend.open_step, config)
         self._worker = Worker(open_step, make_scheduler, self._inbox, self._post, self._clock)
         self._worker.start()
-
-    # Inside: the way back from the worker
 
     def _post(self, news: News) -> None:
         """Called on the worker's thread: the second crossing."""
@@ -282,8 +278,6 @@ class DynamicEngine(AbstractEngine):
             logger.error("a step has not returned for %g s; its thread is left behind", CLOSE_S)
         else:
             worker.join(CLOSE_S)
-
-    # Inside: calls
 
     def _refuse_unless(self, state: str) -> None:
         if self.state == "dead":

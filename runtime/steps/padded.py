@@ -136,7 +136,7 @@ class _PaddedRows:
         model = self._model
         heads, kv_heads = model.num_heads, model.num_kv_heads
         qkv = F.linear(x, layer["qkv"]["weight"], layer["qkv"].get("bias"))
-        qkv = qkv.unflatten(-1, (heads + 2 * kv_heads, model.head_dim)).transpose(1, 2).contiguous()
+        qkv = qkv.view(*x.shape[:2], heads + 2 * kv_heads, model.head_dim).transpose(1, 2).contiguous()
         qk, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if "qk_norm" in layer:
             qk = norm(qk, {"weight": layer["qk_norm"]["weight"][:, None]}, model.norm_eps, True)

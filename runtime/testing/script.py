@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from ..backend import GenerationDefaults
-from ..batch import Batch, Capacity
+from ..backend import GenerationDefaults, Tokenizer
+from ..batch import Batch, Capacity, Chunk, RowOutcome, Seat
 from ..config import EngineConfig
 from ..errors import CannotServe, ModelError
+from ..params import MAX_CHOICES
 from .byte_tokenizer import ASSISTANT, END, USER, ByteTokenizer
 from .scripted_step import RowView, ScriptedStep
 
@@ -73,7 +74,7 @@ class ScriptedBackend:
         self.script = script or Script()
         self.name = self.script.name
         self.context_length = self.script.context_length
-        self.tokenizer = ByteTokenizer()
+        self.tokenizer: Tokenizer = ByteTokenizer()
         self.vocab_size = self.tokenizer.vocab_size
         self.defaults = GenerationDefaults(end_token_ids=(END,))
         self._clock = clock
@@ -89,17 +90,52 @@ class ScriptedBackend:
 
     def open_step(self, config: EngineConfig) -> ScriptedStep:
         rows = min(config.max_rows, self.script.max_rows)
-        context = min(self.context_length, config.max_context or self.context_length)
-        needed = -(-context // PAGE_SIZE) + 1
+        context = self._context(config)
+        needed = _pages(context)
         num_pages = rows * needed if config.kv_cache_bytes is None else config.kv_cache_bytes // PAGE_SIZE
         if num_pages < needed:
             raise CannotServe(f"{num_pages} pages given, {needed} needed for one context of {context} tokens")
+        return self._perform(Capacity(num_pages, PAGE_SIZE, rows))
+
+    def open_padded(self, config: EngineConfig) -> ScriptedPadded:
+        rows = max(MAX_CHOICES, min(config.max_rows, self.script.max_rows))
+        needed = _pages(self._context(config))
+        return ScriptedPadded(self._perform(Capacity(rows * needed + 1, PAGE_SIZE, rows)), needed)
+
+    def _context(self, config: EngineConfig) -> int:
+        return min(self.context_length, config.max_context or self.context_length)
+
+    def _perform(self, capacity: Capacity) -> ScriptedStep:
         performance = Performance(self.script, self._clock, self._sleep)
-        capacity = Capacity(num_pages, PAGE_SIZE, rows)
-        step = ScriptedStep(
+        return ScriptedStep(
             capacity, performance.next_token, before=performance.start, after=performance.rest
         )
-        return step
+
+
+class ScriptedPadded:
+    """The same script as a plain static batch: implements `PaddedBatch`."""
+
+    def __init__(self, step: ScriptedStep, pages_per_row: int) -> None:
+        self.max_rows = step.capacity.max_rows
+        self._step = step
+        self._pages_per_row = pages_per_row
+
+    def run(self, seats: Sequence[Seat]) -> Iterator[list[RowOutcome]]:
+        count = self._pages_per_row
+        seated = [
+            msgspec.structs.replace(
+                seat, slot=i, start=0, pages=tuple(range(1 + i * count, 1 + (i + 1) * count))
+            )
+            for i, seat in enumerate(seats)
+        ]
+        chunks = [Chunk(seat.slot, 0, len(seat.tokens), True) for seat in seated]
+        batch = Batch(0, tuple(seated), (), tuple(chunks), ())
+        while True:
+            yield self._step.collect(self._step.launch(batch))
+            batch = Batch(batch.serial + 1, (), (), (), tuple(range(len(seated))))
+
+    def close(self) -> None:
+        self._step.close()
 
 
 class Performance:
@@ -145,6 +181,11 @@ class Performance:
         if reply.fault == "step":
             raise RuntimeError("the script failed this step")
         raise SystemExit("the script ended the worker")
+
+
+def _pages(context: int) -> int:
+    """Pages that hold a context, and the step's own."""
+    return -(-context // PAGE_SIZE) + 1
 
 
 def _question(prompt: tuple[int, ...]) -> str:

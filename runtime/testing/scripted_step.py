@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..batch import Batch, Capacity, RowOutcome, Seat, TokenLogprobs
+from ..batch import Batch, Capacity, RowOutcome, Seat, Ticket, TokenLogprobs
 
 MASK = 2**64 - 1
 
@@ -88,7 +88,8 @@ class ScriptedStep:
             outcomes.append(self._decode(slot))
         return ScriptedTicket(outcomes)
 
-    def collect(self, ticket: ScriptedTicket) -> list[RowOutcome]:
+    def collect(self, ticket: Ticket) -> list[RowOutcome]:
+        assert isinstance(ticket, ScriptedTicket), "a ticket of another step"
         self._after()
         return ticket.outcomes
 
