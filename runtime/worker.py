@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .batch import Capacity, Step, Ticket
+from .errors import JitneyError
 from .inbox import Inbox
 from .messages import Cancel, Generate, News, Opened, Output, Report, Stop, Stopped
 from .scheduler import Scheduler
@@ -68,7 +69,8 @@ class Worker:
         try:
             self._serve()
         except BaseException as raised:
-            logger.exception("the worker ended")
+            if not isinstance(raised, JitneyError):  # those say all in their message, to whoever started us
+                logger.exception("the worker ended")
             error = raised
         self._post(Stopped(error))
 

@@ -23,13 +23,19 @@ class HomeLoop:
         return asyncio.get_running_loop() is not self.loop
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine at home and wait for it here. Raises `EngineClosed` if the loop is closed."""
+        """Run a coroutine at home and wait for it here. Raises `EngineClosed` if the loop is closed, or ends."""
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError:
             coroutine.close()
             raise EngineClosed("the loop that the engine was started on is closed") from None
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise EngineClosed("the loop that the engine was started on has ended") from None
 
     async def iterate(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """Advance a generator at home, an item at a time, and close it there when the reader here leaves."""

@@ -11,7 +11,7 @@ import pytest
 from scripted import backend, check_empty, check_story, engine, followed, text_of
 
 from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
-from jitney.runtime.batch import Capacity
+from jitney.runtime.batch import Capacity, Step
 from jitney.runtime.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -20,7 +20,7 @@ from jitney.runtime.errors import (
     QueueFull,
     RequestError,
 )
-from jitney.runtime.testing import ScriptedBackend, ScriptedStep
+from jitney.runtime.testing import ScriptedBackend
 from jitney.runtime.testing.byte_tokenizer import END
 
 
@@ -159,7 +159,7 @@ async def test_a_salt_cannot_name_the_pages_of_a_request_that_shares_none() -> N
 class Cramped(ScriptedBackend):
     """Pages for little more than one whole context."""
 
-    def open_step(self, config: EngineConfig) -> ScriptedStep:
+    def open_step(self, config: EngineConfig) -> Step:
         step = super().open_step(config)
         step.capacity = Capacity(12, 16, 4)
         return step
