@@ -63,7 +63,7 @@ def bench(
         for name in _chosen(engine)
     ]
     results = [_run(job) for job in jobs]
-    Console(highlight=False).print(_table(jobs[0], results))
+    Console(highlight=False, markup=False).print(_table(jobs[0], results))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(_report(jobs[0], results))) + b"\n")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -20,7 +20,7 @@ from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted
 
 if TYPE_CHECKING:
-    from ...runtime import DynamicEngine, SamplingParams
+    from ...runtime import DynamicEngine, Event, SamplingParams
 
 HELP = "/new starts over, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
 
@@ -77,41 +77,52 @@ class Conversation:
         self._messages = []
 
     def ask(self, question: str) -> None:
-        """Stream the answer to standard output. Ctrl-C ends it there; what was said is kept.
+        """Stream the answer to standard output. Ctrl-C ends it and raises; what was said until then is kept.
 
         Raises `JitneyError`, with the conversation as it was before the question.
         """
         before = list(self._messages)
         self._messages.append({"role": "user", "content": question})
-        answer: list[str] = []
         try:
-            with suppress(KeyboardInterrupt):
-                self._runner.run(self._stream(answer))
+            self._runner.run(self._answer())
         except JitneyError:
             self._messages = before
             raise
         finally:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        self._messages.append({"role": "assistant", "content": "".join(answer)})
+            _say("\n")
 
-    async def _stream(self, answer: list[str]) -> None:
-        while True:
-            try:
-                async for event in self._engine.stream(self._system + self._messages, self._params):
+    async def _answer(self) -> None:
+        said: list[str] = []
+        try:
+            async with aclosing(self._events()) as events:
+                async for event in events:
                     if event.error is not None:
                         raise GenerationFailed(event.error)
-                    answer.append(event.text)
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
+                    said.append(event.text)
+                    _say(event.text)
+        finally:
+            self._messages.append({"role": "assistant", "content": "".join(said)})
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        """The answer's events, after forgetting the oldest exchanges where the context is too short for all."""
+        while True:
+            try:
+                async with aclosing(
+                    self._engine.stream(self._system + self._messages, self._params)
+                ) as events:
+                    async for event in events:
+                        yield event
                 return
             except ContextLengthExceeded:
                 if len(self._messages) < 3:
                     raise
                 del self._messages[:2]
-                stderr().print(
-                    "The conversation is longer than the context: its oldest question is forgotten."
-                )
+                stderr().print("The context is full: the oldest question and its answer are forgotten.")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _over_pipe(conversation: Conversation) -> None:
@@ -128,12 +139,14 @@ def _in_terminal(conversation: Conversation) -> None:
         elif question == "/new":
             conversation.clear()
         elif question.startswith("/"):
-            stderr().print(f"{question.split()[0]} is not a command. {HELP}", markup=False)
+            stderr().print(f"{question.split()[0]} is not a command. {HELP}")
         else:
             try:
                 conversation.ask(question)
+            except KeyboardInterrupt:
+                continue
             except (RequestError, GenerationFailed) as error:
-                stderr().print(str(error), style="red", markup=False)
+                stderr().print(str(error), style="red")
 
 
 def _questions() -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ...runtime import DynamicEngine, EngineConfig
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def stderr() -> Console:
     """Where people are spoken to; standard output is for answers."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 @asynccontextmanager
@@ -25,7 +26,7 @@ async def opened(model: str, scripted: Path | None, config: EngineConfig) -> Asy
     from ...runtime.testing import ScriptedBackend
 
     async with AsyncExitStack() as stack:
-        with stderr().status(f"Loading {scripted or model} …"):
+        with stderr().status(Text(f"Loading {scripted or model} …")):
             source = ScriptedBackend.from_file(scripted) if scripted else model
             engine = await stack.enter_async_context(DynamicEngine(source, config))
         yield engine

@@ -99,7 +99,7 @@ async def _serve(
 
 
 def _announce(url: str) -> None:
-    stderr().print(f"jitney serves at [bold]{url}[/bold]", soft_wrap=True)
+    stderr().print(f"jitney serves at {url}", soft_wrap=True)
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -110,6 +111,27 @@ def test_a_refused_question_leaves_the_conversation_as_it_was() -> None:
             conversation.ask("b")
         conversation.ask("c")
     assert contents(engine.asked[-1]) == ["a", "answer 1", "c"]
+
+
+def test_an_answer_that_is_broken_off_is_kept_as_far_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    class InterruptedEngine(RecordingEngine):
+        async def stream(
+            self, messages: list[dict[str, Any]], params: SamplingParams
+        ) -> AsyncIterator[Event]:
+            async for event in super().stream(messages, params):
+                yield event
+                if len(self.asked) == 1:
+                    signal.raise_signal(signal.SIGINT)
+                    await asyncio.Event().wait()
+
+    engine = InterruptedEngine()
+    with asyncio.Runner() as runner:
+        conversation = Conversation(runner, cast(Any, engine), SamplingParams(), None)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.ask("a")
+        conversation.ask("b")
+    assert contents(engine.asked[-1]) == ["a", "answer ", "b"]
+    assert capsys.readouterr().out == "answer \nanswer 2\n"
 
 
 def test_a_fault_in_the_stream_is_an_error() -> None:
