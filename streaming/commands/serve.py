@@ -73,7 +73,7 @@ def serve(
     logging.getLogger("jitney").setLevel(logging.INFO)
     app_options = {
         "served_model_name": served_model_name,
-        "api_key": api_key,
+        "api_key": api_key or None,
         "allow_origins": allow_origin or (),
         "allow_hosts": allow_host or (),
     }

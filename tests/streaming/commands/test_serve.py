@@ -73,7 +73,7 @@ def test_key_and_name(script: Path) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid", ""])
 def test_a_network_address_needs_a_key(jitney: Jitney, script: Path, host: str) -> None:
-    result = jitney("serve", "--scripted", script, "--host", host)
+    result = jitney("serve", "--scripted", script, "--host", host, "--api-key", "")
     assert result.exit_code == 2
     assert result.stderr.startswith("jitney: --host: expected a loopback address, or --api-key")
 
