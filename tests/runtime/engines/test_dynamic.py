@@ -284,3 +284,12 @@ async def test_the_largest_wish_is_served_as_far_as_the_context_goes() -> None:
             await serving.generate("hello", SamplingParams(n=8, max_tokens=2**31 - 1))
         (answer,) = await serving.generate("endless", SamplingParams(n=8))
         assert answer["usage"]["completion_tokens"] == 8 * (64 - len("endless"))
+
+
+async def test_a_reader_that_stalls_costs_nobody_else_and_catches_up_merged() -> None:
+    async with engine(max_rows=2) as serving:
+        stalled = (await serving.submit("endless")).events()
+        first = await anext(stalled)
+        assert (await serving.generate("endless"))[0]["text"] == "endless " * 400
+        rest = await followed(stalled)
+        assert first.text + text_of(rest) == "endless " * 400 and len(rest) < 10

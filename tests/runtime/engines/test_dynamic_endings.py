@@ -311,3 +311,18 @@ async def test_an_open_response_is_never_forgotten() -> None:
         answers = await serving.generate(["hello"] * 20)
         assert serving.response(response.id) is response
         assert all(serving.response(answer["id"]) is None for answer in answers)
+
+
+async def test_many_closes_at_once_and_a_start_that_is_cancelled() -> None:
+    serving = engine()
+    await serving.start()
+    await serving.submit("hold")
+    await asyncio.gather(*(serving.close() for _ in range(5)))
+    assert serving.stats().state == "closed"
+    starting = asyncio.create_task((serving := engine()).start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert serving.stats().state == "closed"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("jitney")]
