@@ -132,7 +132,9 @@ def measure(mode: str, batches: list[int], steps: int) -> list[str]:
         decode(step, rows, 5)
         taken = decode(step, rows, steps)
         rate = rows / taken[len(taken) // 2] * 1e3
-        lines.append(f"  batch {rows:3}  decode {spread(taken)}  {rate:6.0f} tok/s   prefill {speed:6.0f} tok/s")
+        lines.append(
+            f"  batch {rows:3}  decode {spread(taken)}  {rate:6.0f} tok/s   prefill {speed:6.0f} tok/s"
+        )
     prefill(step, 1)
     lines.append(f"  batch   1 alone                      {spread(decode(step, 1, steps))}")
     for interval_s in (50e-6, 5e-3):
@@ -145,7 +147,9 @@ def measure(mode: str, batches: list[int], steps: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["bf16", "int8"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])

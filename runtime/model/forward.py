@@ -43,7 +43,14 @@ def weigh(scores: Tensor, values: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, pool: Tensor, table: Tensor, mask: Tensor, page_size: int, num_kv_heads: int, scale: float, floor: int
+    q: Tensor,
+    pool: Tensor,
+    table: Tensor,
+    mask: Tensor,
+    page_size: int,
+    num_kv_heads: int,
+    scale: float,
+    floor: int,
 ) -> Tensor:
     """Attention of `rows` sequences with `queries` tokens each over their pages, grouped by key-value head.
 

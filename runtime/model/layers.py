@@ -51,7 +51,11 @@ class _Loader:
         if model.learned_positions:
             rows = self.read("model.embed_positions.weight", None, model.hidden_size)
             shared["positions"] = {"weight": rows}
-        head = embed if model.tied_embeddings else self.read("lm_head.weight", model.vocab_size, model.hidden_size)
+        head = (
+            embed
+            if model.tied_embeddings
+            else self.read("lm_head.weight", model.vocab_size, model.hidden_size)
+        )
         layers = [self.layer(f"model.layers.{i}.") for i in range(model.num_layers)]
         return Layers(shared, layers, self.pack(head, None))
 
@@ -62,9 +66,14 @@ class _Loader:
             "mlp_norm": self.norm(prefix + "post_attention_layernorm"),
             "qkv": self.pack(*self.qkv(attention)),
             "out": self.linear(
-                attention + "o_proj", model.hidden_size, model.num_heads * model.head_dim, model.attention_out_bias
+                attention + "o_proj",
+                model.hidden_size,
+                model.num_heads * model.head_dim,
+                model.attention_out_bias,
             ),
-            "down": self.linear(mlp + "down_proj", model.hidden_size, model.intermediate_size, model.mlp_bias),
+            "down": self.linear(
+                mlp + "down_proj", model.hidden_size, model.intermediate_size, model.mlp_bias
+            ),
         }
         names = ("gate_proj", "up_proj") if model.gated_mlp else ("up_proj",)
         ups = [self.read(f"{mlp}{name}.weight", model.intermediate_size, model.hidden_size) for name in names]
@@ -108,7 +117,9 @@ class _Loader:
         if name not in self.names:
             raise ModelError(f"{name}: expected in the checkpoint, not found")
         tensor = self.weights.get(name)
-        if len(tensor.shape) != len(shape) or any(w not in (None, g) for w, g in zip(shape, tensor.shape, strict=True)):
+        if len(tensor.shape) != len(shape) or any(
+            w not in (None, g) for w, g in zip(shape, tensor.shape, strict=True)
+        ):
             wanted = " x ".join("any" if size is None else str(size) for size in shape)
             raise ModelError(f"{name}: expected {wanted}, got {' x '.join(map(str, tensor.shape))}")
         return tensor.to(self.dtype)

@@ -17,5 +17,8 @@ def pack(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
 def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
     """x [tokens, in], at least two, at most `tile` at a time; gives [tokens, out]."""
     weight, bias = weights["weight"], weights.get("bias")
-    parts = [torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "") for part in torch.split(x, tile)]
+    parts = [
+        torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
+        for part in torch.split(x, tile)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

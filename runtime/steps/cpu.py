@@ -108,13 +108,18 @@ class CpuStep:
         model, layer = self._model, self._layers.layers[0]
         inputs = {"qkv": model.hidden_size, "out": model.num_heads * model.head_dim}
         inputs |= {"up": model.hidden_size, "down": model.intermediate_size}
-        linears = [*[(size, layer[name]) for name, size in inputs.items()], (model.hidden_size, self._layers.head)]
+        linears = [
+            *[(size, layer[name]) for name, size in inputs.items()],
+            (model.hidden_size, self._layers.head),
+        ]
         return find_tile(self._program, linears, kernels.dtype, most)
 
     def _run(self, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> list[RowOutcome]:
         layout = self._layout(chunks, decodes)
         sampled = [*[chunk.slot for chunk in chunks if chunk.samples], *decodes]
-        scored = [chunk for chunk in chunks if self._slots.occupant(chunk.slot).sampling.prompt_logprobs is not None]
+        scored = [
+            chunk for chunk in chunks if self._slots.occupant(chunk.slot).sampling.prompt_logprobs is not None
+        ]
         chosen = [layout.last[slot] for slot in sampled]
         for chunk in scored:
             chosen += range(layout.last[chunk.slot] - chunk.count + 1, layout.last[chunk.slot] + 1)

@@ -32,7 +32,11 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     onednn = torch._C._has_mkldnn
     native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
-    dtype = torch.bfloat16 if (automatic if config.dtype == "auto" else config.dtype) == "bfloat16" else torch.float32
+    dtype = (
+        torch.bfloat16
+        if (automatic if config.dtype == "auto" else config.dtype) == "bfloat16"
+        else torch.float32
+    )
     floor = 1 if dtype == torch.bfloat16 else 16
     if config.quantize == "int8":
         if not (onednn and torch.cpu._is_vnni_supported()):
@@ -56,13 +60,19 @@ def find_tile(
     return Tile(32, 32)
 
 
-def _independent(program: Program, weights: dict[str, Tensor], inputs: int, tile: Tile, dtype: torch.dtype) -> bool:
+def _independent(
+    program: Program, weights: dict[str, Tensor], inputs: int, tile: Tile, dtype: torch.dtype
+) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tile.most, inputs, generator=generator).to(dtype)
     whole = program.linear(x, weights, tile.most)
-    for size in sorted({tile.least, 3, 8, 16, 31, 32, 33, 48, 64, 96, 128, 256, tile.most // 2, tile.most - 1}):
+    for size in sorted(
+        {tile.least, 3, 8, 16, 31, 32, 33, 48, 64, 96, 128, 256, tile.most // 2, tile.most - 1}
+    ):
         if size < tile.most:
             for at in range(0, max(size, min(16, tile.most - size)), size):
-                if not torch.equal(program.linear(x[at : at + size], weights, tile.most), whole[at : at + size]):
+                if not torch.equal(
+                    program.linear(x[at : at + size], weights, tile.most), whole[at : at + size]
+                ):
                     return False
     return True

@@ -71,7 +71,10 @@ def decode_spans(slots: Int64s, positions: Int64s) -> list[Span]:
     order = np.argsort(positions, kind="stable")
     spans, first = [], 0
     for i in range(1, len(order) + 1):
-        if i < len(order) and (positions[order[i]] - positions[order[i - 1]]) * (i - first) <= PADDING_PER_SPAN:
+        if (
+            i < len(order)
+            and (positions[order[i]] - positions[order[i - 1]]) * (i - first) <= PADDING_PER_SPAN
+        ):
             continue
         members = order[first:i]
         spans.append(Span(slots[members], positions[members, None]))

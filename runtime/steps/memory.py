@@ -63,7 +63,10 @@ def weight_bytes(model: ModelConfig, linear_bytes: int, other_bytes: int) -> int
     """Bytes of all weights, where a number of a linear layer takes `linear_bytes` and any other `other_bytes`."""
     hidden, inner = model.hidden_size, model.intermediate_size
     heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    linears = model.num_layers * hidden * (heads + inner * (3 if model.gated_mlp else 2)) + model.vocab_size * hidden
+    linears = (
+        model.num_layers * hidden * (heads + inner * (3 if model.gated_mlp else 2))
+        + model.vocab_size * hidden
+    )
     embeddings = hidden * (model.vocab_size + (model.max_position if model.learned_positions else 0))
     return linears * linear_bytes + embeddings * other_bytes
 

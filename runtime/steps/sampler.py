@@ -82,7 +82,9 @@ def _tokens(logits: Tensor, rows: Sequence[Row], errors: Sequence[str | None]) -
     if random:
         picked = logits if len(random) == len(rows) else logits[random]
         samplings = [rows[i].sampling for i in random]
-        points = [uniform(rows[i].sampling.seed, rows[i].sampling.choice, len(rows[i].tokens)) for i in random]
+        points = [
+            uniform(rows[i].sampling.seed, rows[i].sampling.choice, len(rows[i].tokens)) for i in random
+        ]
         for i, token in zip(random, draw(picked, samplings, points), strict=True):
             tokens[i] = token
     return tokens

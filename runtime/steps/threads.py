@@ -42,9 +42,10 @@ class TorchThreads:
 
 
 def default_threads() -> int:
-    """All cores up to four, where one given up would cost a quarter of the speed or more; then one less."""
+    """One less than the cores, for the event loop: torch's threads meet at a barrier after each operation, so one
+    that must share its core with a busy loop holds all of them up for a time slice, a hundred times a step."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if cores <= 4 else cores - 1
+    return max(1, cores - 1)
 
 
 torch_threads = TorchThreads()

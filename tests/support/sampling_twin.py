@@ -38,7 +38,9 @@ def adjusted(
     return values
 
 
-def twin(logits: Sequence[float], sampling: RowSampling, tokens: Sequence[int], prompt_len: int) -> int | None:
+def twin(
+    logits: Sequence[float], sampling: RowSampling, tokens: Sequence[int], prompt_len: int
+) -> int | None:
     """The token, or None where every one is banned."""
     values = adjusted(logits, sampling, tokens, prompt_len)
     peak = max(values)
@@ -50,7 +52,8 @@ def twin(logits: Sequence[float], sampling: RowSampling, tokens: Sequence[int], 
     ranked = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]
-    total, mass, kept = sum(weights[i] for i in ranked), 0.0, []
+    total, mass = sum(weights[i] for i in ranked), 0.0
+    kept: list[int] = []
     for i in ranked:
         if (mass < sampling.top_p * total or not kept) and weights[i] >= sampling.min_p:
             kept.append(i)

@@ -46,14 +46,18 @@ class Driver:
         batch = Batch(self.serial, tuple(seats), tuple(grown), tuple(chunks), tuple(decodes))
         return {outcome.slot: outcome for outcome in self.step.collect(self.step.launch(batch))}
 
-    def seat(self, slot: int, row: Row, room: int, *, start: int = 0, pages: tuple[int, ...] | None = None) -> Seat:
+    def seat(
+        self, slot: int, row: Row, room: int, *, start: int = 0, pages: tuple[int, ...] | None = None
+    ) -> Seat:
         tokens = (*row.prompt, *row.generated)
         pages = pages if pages is not None else self.pages_for(len(row.prompt) + room)
         self.tables[slot] = list(pages)
         limit = len(row.prompt) + room
         return Seat(slot, tokens, len(row.prompt), limit, start, pages, row.sampling)
 
-    def generate(self, rows: Sequence[Row], count: int, *, slots: Sequence[int] | None = None) -> list[list[int]]:
+    def generate(
+        self, rows: Sequence[Row], count: int, *, slots: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """All rows together: their chunks first, in turns, then `count` tokens each."""
         slots = list(slots if slots is not None else range(len(rows)))
         seats = [self.seat(slot, row, count) for slot, row in zip(slots, rows, strict=True)]

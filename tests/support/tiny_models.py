@@ -38,7 +38,11 @@ def random_weights(model: ModelConfig, *, scale: float = 0.05, seed: int = 0) ->
         shapes |= {mlp + f"{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
         shapes[mlp + "down_proj.weight"] = (hidden, inner)
     tensors = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
-    names = [f"model.layers.{i}.{n}_layernorm" for i in range(model.num_layers) for n in ("input", "post_attention")]
+    names = [
+        f"model.layers.{i}.{n}_layernorm"
+        for i in range(model.num_layers)
+        for n in ("input", "post_attention")
+    ]
     for name in [*names, "model.norm"]:
         tensors[name + ".weight"] = 1 + torch.randn(hidden, generator=generator) * 0.1
     return TensorWeights(tensors)

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers = pytest.importorskip("transformers")
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -34,7 +34,7 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-OURS = {
+OURS: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 64,
     "intermediate_size": 96,

@@ -96,7 +96,9 @@ def test_a_missing_or_misshapen_tensor_is_named() -> None:
     tensors = dict(random_weights(MODEL).tensors)
     name = "model.layers.1.mlp.down_proj.weight"
     tensors[name] = tensors[name][:, 1:]
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj\.weight: expected 192 x 384, got 192 x 383"):
+    with pytest.raises(
+        ModelError, match=r"layers\.1\.mlp\.down_proj\.weight: expected 192 x 384, got 192 x 383"
+    ):
         open_cpu_step(MODEL, TensorWeights(tensors), CONFIG)
     del tensors[name]
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj\.weight: expected in the checkpoint"):

@@ -20,9 +20,17 @@ from jitney.runtime.steps.memory import plan_memory
 
 VOCAB = 512
 MODEL = small_llama(
-    hidden_size=576, intermediate_size=1536, num_layers=2, num_heads=9, num_kv_heads=3, head_dim=64, dtype="float32"
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=2,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    dtype="float32",
 )
-SLIDING = small_llama(num_heads=2, num_kv_heads=2, head_dim=96, sliding_window=100, sliding_layers=(True, False, True))
+SLIDING = small_llama(
+    num_heads=2, num_kv_heads=2, head_dim=96, sliding_window=100, sliding_layers=(True, False, True)
+)
 MODES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},

@@ -51,7 +51,9 @@ def test_what_does_not_fit_is_refused_with_what_would(
     with pytest.raises(CannotServe, match=f"max_context={fits} would fit") as caught:
         plan_memory(MODEL, config, 2, weights, free)
     told = re.findall(r"(max_context|kv_cache_bytes)=(\d+)\b(?!,)", str(caught.value))
-    plan_memory(MODEL, msgspec.structs.replace(config, **{key: int(value) for key, value in told}), 2, weights, free)
+    plan_memory(
+        MODEL, msgspec.structs.replace(config, **{key: int(value) for key, value in told}), 2, weights, free
+    )
 
 
 def test_a_pool_of_nothing_is_refused() -> None:

@@ -30,7 +30,13 @@ def test_published_vectors(
 
 def test_uniform_depends_on_all_four_and_nothing_else() -> None:
     base = uniform(5, 0, 10)
-    others = [uniform(6, 0, 10), uniform(5 + 2**32, 0, 10), uniform(5, 1, 10), uniform(5, 0, 11), uniform(5, 0, 10, 1)]
+    others = [
+        uniform(6, 0, 10),
+        uniform(5 + 2**32, 0, 10),
+        uniform(5, 1, 10),
+        uniform(5, 0, 11),
+        uniform(5, 0, 10, 1),
+    ]
     assert base == uniform(5, 0, 10)
     assert len({base, *others}) == 6
 
@@ -41,4 +47,6 @@ def test_uniform_is_uniform() -> None:
         number = uniform(2**64 - 1, 3, position)
         assert 0.0 <= number < 1.0
         counts[int(number * 10)] += 1
-    assert sum((count - 500) ** 2 / 500 for count in counts) < 27.9  # chi-square, 9 degrees, one in a thousand
+    assert (
+        sum((count - 500) ** 2 / 500 for count in counts) < 27.9
+    )  # chi-square, 9 degrees, one in a thousand
