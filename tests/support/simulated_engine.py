@@ -14,8 +14,8 @@ from jitney.runtime import DynamicEngine, EngineConfig, Event, SamplingParams
 from jitney.runtime.backend import GenerationDefaults
 from jitney.runtime.batch import Batch, Capacity
 from jitney.runtime.engines import dynamic
-from jitney.runtime.stats import Stats
 from jitney.runtime.errors import EngineDied, QueueFull
+from jitney.runtime.stats import Stats
 from jitney.runtime.testing import ByteTokenizer, RowView, ScriptedStep, chain
 
 CONTEXT = 96

@@ -39,7 +39,9 @@ def test_a_step_is_not_starved_by_a_busy_thread() -> None:
         busy.join()
         interval.release()
         step.close()
-    assert beside < 10 * alone + 0.002, f"{alone * 1e3:.2f} ms alone, {beside * 1e3:.2f} ms beside a busy thread"
+    assert beside < 10 * alone + 0.002, (
+        f"{alone * 1e3:.2f} ms alone, {beside * 1e3:.2f} ms beside a busy thread"
+    )
 
 
 def fastest_step(driver: Driver) -> float:
