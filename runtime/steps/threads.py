@@ -11,6 +11,8 @@ import threading
 
 import torch
 
+from ..process import openmp_waiting
+
 logger = logging.getLogger("jitney")
 
 
@@ -42,10 +44,9 @@ class TorchThreads:
 
 
 def default_threads() -> int:
-    """One less than the cores, for the event loop: torch's threads meet at a barrier after each operation, so one
-    that must share its core with a busy loop holds all of them up for a time slice, a hundred times a step."""
+    """All cores where waiting threads sleep (see `OpenMpWaiting`); else one less, which stays free for the loop."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return cores if openmp_waiting.sleeps else max(1, cores - 1)
 
 
 torch_threads = TorchThreads()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from ..backend import GenerationDefaults, Tokenizer
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
 from ..model.config import ModelConfig
+from ..process import openmp_waiting
 from ..text.definition import TokenizerDefinition
 from ..text.tokenizer import ModelTokenizer
 from .layout import check_layout
@@ -43,7 +45,8 @@ class Checkpoint:
                 )
 
     def open_step(self, config: EngineConfig) -> Step:
-        from ..steps.cpu import open_cpu_step
+        with openmp_waiting.sleeping() if config.tune_process else nullcontext():
+            from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config)
 

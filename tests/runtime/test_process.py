@@ -1,13 +1,15 @@
-"""The switch interval: lowered while anyone holds it, put back when the last lets go."""
+"""Settings of the whole process: held while anyone needs them, then put back."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from jitney.runtime.process import SWITCH_INTERVAL_S, SwitchInterval
+from jitney.runtime.process import SWITCH_INTERVAL_S, WAIT_POLICY, OpenMpWaiting, SwitchInterval
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,28 @@ def test_a_shorter_interval_is_left_alone() -> None:
     assert sys.getswitchinterval() == pytest.approx(1e-5)
     interval.release()
     assert sys.getswitchinterval() == pytest.approx(1e-5)
+
+
+def test_torch_loads_with_threads_that_sleep_and_the_environment_is_put_back() -> None:
+    code = """
+import os
+from jitney.runtime.process import WAIT_POLICY, OpenMpWaiting
+waiting = OpenMpWaiting()
+assert not waiting.sleeps
+with waiting.sleeping():
+    assert os.environ[WAIT_POLICY] == "PASSIVE"
+    import torch
+assert waiting.sleeps and WAIT_POLICY not in os.environ
+"""
+    clean = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
+    subprocess.run([sys.executable, "-c", code], check=True, env=clean)
+
+
+def test_a_users_choice_of_waiting_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WAIT_POLICY, "active")
+    waiting = OpenMpWaiting()
+    with waiting.sleeping():
+        assert os.environ[WAIT_POLICY] == "active"
+    assert not waiting.sleeps
+    monkeypatch.setenv(WAIT_POLICY, "passive")
+    assert OpenMpWaiting().sleeps
