@@ -21,6 +21,7 @@ from ..model.forward import activate, norm, rotate
 from ..model.layers import Packed, Weights, load_layers
 from .kernels import choose_kernels
 from .sampler import Row, sample, token_logprobs
+from .threads import torch_threads
 
 
 class PaddedModel:
@@ -37,6 +38,9 @@ class PaddedModel:
         with torch.inference_mode():
             dtype = choose_kernels(model, config).dtype
             self._layers = load_layers(model, weights, linear_plain.pack, dtype, context)
+        self._tuned = config.tune_process
+        if self._tuned:
+            torch_threads.acquire(config.num_threads)
 
     def run(self, seats: Sequence[Seat]) -> Iterator[list[RowOutcome]]:
         batch = _PaddedRows(self._model, self._layers.layers, self._layers.shared, self._layers.head, seats)
@@ -59,8 +63,11 @@ class PaddedModel:
             batch.feed([tokens[-1] for tokens in histories])
 
     def close(self) -> None:
-        """Give the weights back."""
+        """Give the weights and torch's threads back."""
         del self._layers
+        if self._tuned:
+            self._tuned = False
+            torch_threads.release()
 
 
 class _PaddedRows:
@@ -120,9 +127,7 @@ class _PaddedRows:
             x = x + F.embedding(positions, shared["positions"]["weight"])
         cos, sin = shared["rope"]["cos"][positions][:, None], shared["rope"]["sin"][positions][:, None]
         for index, layer in enumerate(self._layers):
-            x = x + self._attend(
-                index, layer, self._norm(x, layer["attention_norm"]), cos.transpose(1, 2), sin.transpose(1, 2)
-            )
+            x = x + self._attend(index, layer, self._norm(x, layer["attention_norm"]), cos, sin)
             up = F.linear(self._norm(x, layer["mlp_norm"]), layer["up"]["weight"], layer["up"].get("bias"))
             if model.gated_mlp:
                 gate, up = up.chunk(2, -1)

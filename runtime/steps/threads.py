@@ -6,12 +6,11 @@ The count is a setting of the calling thread too, so a step acquires it on the t
 from __future__ import annotations
 
 import logging
-import os
 import threading
 
 import torch
 
-from ..process import openmp_waiting
+from ..process import num_cores
 
 logger = logging.getLogger("jitney")
 
@@ -44,9 +43,9 @@ class TorchThreads:
 
 
 def default_threads() -> int:
-    """All cores where waiting threads sleep (see `OpenMpWaiting`); else one less, which stays free for the loop."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if openmp_waiting.sleeps else max(1, cores - 1)
+    """One less than the cores, for the event loop: torch's threads meet at a barrier after each operation, so one
+    that must share its core with a busy loop holds all of them up, a thousand times a step."""
+    return max(1, num_cores() - 1)
 
 
 torch_threads = TorchThreads()

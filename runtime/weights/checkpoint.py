@@ -10,7 +10,7 @@ from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
 from ..model.config import ModelConfig
-from ..process import openmp_waiting
+from ..process import short_spins
 from ..text.definition import TokenizerDefinition
 from ..text.tokenizer import ModelTokenizer
 from .layout import check_layout
@@ -45,12 +45,13 @@ class Checkpoint:
                 )
 
     def open_step(self, config: EngineConfig) -> Step:
-        with openmp_waiting.sleeping() if config.tune_process else nullcontext():
+        with short_spins() if config.tune_process else nullcontext():
             from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config)
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
-        from ..steps.padded import PaddedModel
+        with short_spins() if config.tune_process else nullcontext():
+            from ..steps.padded import PaddedModel
 
         return PaddedModel(self.config, self.weights, config)

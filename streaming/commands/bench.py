@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...runtime.errors import JitneyError
+from ...runtime.process import num_cores
 from .opening import stderr
 from .options import DEFAULT_MODEL, Dtype, ModelOption, Quantize, Threads
 from .workload import EngineName, Job, Measured, lengths
@@ -58,7 +59,7 @@ def bench(
             seed=seed,
             dtype=dtype,
             quantize=None if name == "transformers" else quantize,
-            threads=threads,
+            threads=threads or num_cores(),
         )
         for name in _chosen(engine)
     ]

@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from ...runtime.errors import ContextLengthExceeded, GenerationFailed, JitneyError, RequestError
+from ...runtime.process import num_cores
 from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted
 
@@ -45,7 +46,7 @@ def chat(
     if temperature is None and not typed:
         temperature = 0.0
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    config = EngineConfig(quantize=quantize, dtype=dtype)
+    config = EngineConfig(quantize=quantize, dtype=dtype, num_threads=num_cores())
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:

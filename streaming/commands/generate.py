@@ -18,6 +18,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...runtime.errors import EngineDied, InvalidField, RequestError
+from ...runtime.process import num_cores
 from .jsonl import Done, read_request, requests, take_up
 from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Dtype, MaxRows, ModelOption, Quantize, Scripted
@@ -44,7 +45,7 @@ def generate(
     """
     from ...runtime import EngineConfig
 
-    config = EngineConfig(quantize=quantize, dtype=dtype, max_rows=max_rows)
+    config = EngineConfig(quantize=quantize, dtype=dtype, max_rows=max_rows, num_threads=num_cores())
     if target.exists() and target.samefile(source):
         raise InvalidField("OUTPUT", "another file than INPUT", str(target))
     done = take_up(target)

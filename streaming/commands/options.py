@@ -33,5 +33,8 @@ Scripted = Annotated[
 ]
 Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Quantise the weights while loading.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="What the model computes in.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads on the CPU.  [default: chosen]")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Compute threads on the CPU.  [default: all cores; one less to serve]"),
+]
 MaxRows = Annotated[int, typer.Option(min=1, help="Sequences that decode together.")]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jitney.runtime.process import SWITCH_INTERVAL_S, WAIT_POLICY, OpenMpWaiting, SwitchInterval
+from jitney.runtime.process import SPIN_COUNT, SWITCH_INTERVAL_S, WAIT_POLICY, SwitchInterval, short_spins
 
 
 @pytest.fixture(autouse=True)
@@ -51,26 +51,23 @@ def test_a_shorter_interval_is_left_alone() -> None:
     assert sys.getswitchinterval() == pytest.approx(1e-5)
 
 
-def test_torch_loads_with_threads_that_sleep_and_the_environment_is_put_back() -> None:
+def test_torch_loads_with_short_spins_and_the_environment_is_put_back() -> None:
     code = """
 import os
-from jitney.runtime.process import WAIT_POLICY, OpenMpWaiting
-waiting = OpenMpWaiting()
-assert not waiting.sleeps
-with waiting.sleeping():
-    assert os.environ[WAIT_POLICY] == "PASSIVE"
+from jitney.runtime.process import SPIN_COUNT, short_spins
+with short_spins():
+    assert os.environ[SPIN_COUNT] == "20000"
     import torch
-assert waiting.sleeps and WAIT_POLICY not in os.environ
+assert SPIN_COUNT not in os.environ
+with short_spins():
+    assert SPIN_COUNT not in os.environ, "too late: torch is loaded"
 """
-    clean = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
+    clean = {name: value for name, value in os.environ.items() if name not in (SPIN_COUNT, WAIT_POLICY)}
     subprocess.run([sys.executable, "-c", code], check=True, env=clean)
 
 
-def test_a_users_choice_of_waiting_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(WAIT_POLICY, "active")
-    waiting = OpenMpWaiting()
-    with waiting.sleeping():
-        assert os.environ[WAIT_POLICY] == "active"
-    assert not waiting.sleeps
-    monkeypatch.setenv(WAIT_POLICY, "passive")
-    assert OpenMpWaiting().sleeps
+def test_a_users_choice_of_spinning_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SPIN_COUNT, "7")
+    with short_spins():
+        assert os.environ[SPIN_COUNT] == "7"
+    assert os.environ[SPIN_COUNT] == "7"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_checkpoints import tiny_model
 
 from jitney.runtime.errors import ModelError
 from jitney.runtime.model.config import RopeScaling
@@ -17,7 +18,6 @@ from jitney.runtime.weights.gguf_file import GgufFile
 from jitney.runtime.weights.hf_config import hf_config
 from jitney.runtime.weights.locate import open_backend
 
-from .conftest import tiny_model
 from .gguf_writing import write_gguf
 
 ARCHITECTURES = [("llama", "Llama"), ("llama", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")]

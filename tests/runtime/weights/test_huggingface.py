@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_checkpoints import FAMILIES, tiny_model, write_tokenizer
 
 from jitney.runtime.backend import GenerationDefaults
 from jitney.runtime.errors import ModelError
 from jitney.runtime.weights.huggingface import open_directory
 from jitney.runtime.weights.layout import expected_shapes
-
-from .conftest import FAMILIES, tiny_model, write_tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
