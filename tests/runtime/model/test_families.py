@@ -92,6 +92,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"partial_rotary_factor": 0.25, "use_qkv_bias": True, "layer_norm_eps": 1e-5},
         {"norm": "layer", "rotary_fraction": 0.25, "qkv_bias": True},
     ),
+    "gpt2": (
+        "GPT2",
+        {"n_inner": 96, "tie_word_embeddings": True},
+        {
+            "num_kv_heads": 4,
+            "norm": "layer",
+            "activation": "gelu_tanh",
+            "gated_mlp": False,
+            "rope_theta": None,
+            "learned_positions": True,
+            "qkv_bias": True,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "tied_embeddings": True,
+        },
+    ),
 }
 PROMPT = [(7 * i * i + 3 * i + 1) % 160 for i in range(75)]
 
@@ -102,11 +118,32 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[Any, ModelConfig, T
     torch.manual_seed(1)
     config = getattr(transformers, name + "Config")(**(SHAPE | theirs))
     config._attn_implementation = "eager"
-    reference = getattr(transformers, name + "ForCausalLM")(config).eval().float()
+    kind = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    reference = getattr(transformers, name + kind)(config).eval().float()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.08 if parameter.dim() > 1 else 0.2))
-    yield reference, ModelConfig(**(OURS | ours)), TensorWeights(dict(reference.state_dict()))
+    tensors = dict(reference.state_dict())
+    yield reference, ModelConfig(**(OURS | ours)), TensorWeights(gpt2(tensors) if name == "GPT2" else tensors)
+
+
+def gpt2(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """GPT-2's tensors (products with the weight on the right, query, key and value in one) under our names."""
+    ours = {"model.embed_tokens.weight": theirs["transformer.wte.weight"]}
+    ours["model.embed_positions.weight"] = theirs["transformer.wpe.weight"]
+    for part in ("weight", "bias"):
+        ours[f"model.norm.{part}"] = theirs[f"transformer.ln_f.{part}"]
+        for i in range(3):
+            block, layer = f"transformer.h.{i}.", f"model.layers.{i}."
+            ours[f"{layer}input_layernorm.{part}"] = theirs[f"{block}ln_1.{part}"]
+            ours[f"{layer}post_attention_layernorm.{part}"] = theirs[f"{block}ln_2.{part}"]
+            fused = theirs[f"{block}attn.c_attn.{part}"].t().chunk(3)
+            for name, tensor in zip("qkv", fused, strict=True):
+                ours[f"{layer}self_attn.{name}_proj.{part}"] = tensor
+            ours[f"{layer}self_attn.o_proj.{part}"] = theirs[f"{block}attn.c_proj.{part}"].t()
+            ours[f"{layer}mlp.up_proj.{part}"] = theirs[f"{block}mlp.c_fc.{part}"].t()
+            ours[f"{layer}mlp.down_proj.{part}"] = theirs[f"{block}mlp.c_proj.{part}"].t()
+    return ours
 
 
 def assert_greedy(reference: Any, tokens: list[int]) -> None:
