@@ -121,11 +121,13 @@ class _PaddedRows:
         """Normed hidden states [rows, columns, hidden]."""
         model, shared = self._model, self._shared
         columns = torch.arange(self._seen, self._seen + self._tokens.size(1))
-        positions = (columns - self._pad[:, None]).clamp(min=0)
+        rope = shared["rope"]
+        # A finished row is fed on until the batch is over, past the context too; what it computes there is dropped.
+        positions = (columns - self._pad[:, None]).clamp(0, rope["cos"].size(0) - 1)
         x = F.embedding(self._tokens, shared["embed"]["weight"])
         if "positions" in shared:
             x = x + F.embedding(positions, shared["positions"]["weight"])
-        cos, sin = shared["rope"]["cos"][positions][:, None], shared["rope"]["sin"][positions][:, None]
+        cos, sin = rope["cos"][positions][:, None], rope["sin"][positions][:, None]
         for index, layer in enumerate(self._layers):
             x = x + self._attend(index, layer, self._norm(x, layer["attention_norm"]), cos, sin)
             up = F.linear(self._norm(x, layer["mlp_norm"]), layer["up"]["weight"], layer["up"].get("bias"))

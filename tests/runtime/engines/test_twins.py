@@ -38,5 +38,19 @@ def test_padded_equals_continuous(family: str, tmp_path: Path) -> None:
         assert scores(one["prompt_logprobs"]) == pytest.approx(scores(other["prompt_logprobs"]), abs=1e-4)
 
 
+def test_a_row_that_is_done_outlives_its_context_and_harms_nobody(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        directory = write_checkpoint(tmp_path / "Llama", "Llama")
+    prompts, params = [list(range(90)), [7, 8, 9]], SamplingParams(temperature=0, ignore_eos=True)
+    with StaticEngine(directory, CONFIG) as engine:
+        paged = engine.generate(prompts, params)
+    with StaticEngine(directory, CONFIG, legacy=True) as engine:
+        padded = engine.generate(prompts, params)
+    assert [len(answer["tokens"]) for answer in padded] == [128 - 90, 128 - 3]
+    for one, other in zip(paged, padded, strict=True):
+        assert (one["tokens"], one["error"]) == (other["tokens"], other["error"])
+
+
 def scores(entries: list | None) -> list[float]:
-    return [entry.logprob for entry in entries or () if entry is not None]
+    return [entry["logprob"] for entry in entries or () if entry is not None]
