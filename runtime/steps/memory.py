@@ -20,8 +20,6 @@ class MemoryPlan(msgspec.Struct, frozen=True):
 
     context: int
     num_pages: int
-    page_bytes: int
-    weight_bytes: int
 
 
 def plan_memory(
@@ -52,7 +50,7 @@ def plan_memory(
             f"{free_bytes:,} bytes of memory are free; weights take {weight_bytes:,} and the KV cache "
             f"{pool_bytes:,}; {_fitting(room // page_bytes - 1)} with kv_cache_bytes={room}"
         )
-    return MemoryPlan(context, num_pages + 1, page_bytes, weight_bytes)
+    return MemoryPlan(context, num_pages + 1)
 
 
 def _fitting(num_pages: int) -> str:

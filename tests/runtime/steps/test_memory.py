@@ -20,7 +20,7 @@ ONE_CONTEXT = 1024 // PAGE_TOKENS
 
 def test_the_pool_is_what_was_asked() -> None:
     plan = plan_memory(MODEL, EngineConfig(kv_cache_bytes=50 * PAGE_BYTES + 1), 2, 0, None)
-    assert (plan.num_pages, plan.page_bytes, plan.context) == (50, PAGE_BYTES, 1024)
+    assert (plan.num_pages, plan.context) == (50, 1024)
 
 
 def test_the_pool_holds_no_more_than_one_context_a_row() -> None:
