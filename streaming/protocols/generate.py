@@ -83,9 +83,11 @@ class Envelope(msgspec.Struct, kw_only=True):
     cache_salt: str = ""
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
+    def __post_init__(self) -> None:
         if self.deadline_ms is not None and not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
             raise InvalidField("deadline_ms", "a positive number of milliseconds", self.deadline_ms)
+
+    def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
         if not self.stream:
             params = msgspec.structs.replace(params, stream_interval=WHOLE)
         return Generate(

@@ -143,18 +143,20 @@ class ResponsesSession:
                 yield from self._begin(lane[0])
 
     def _begin(self, turn: Turn) -> list[Action]:
-        turn.is_begun = True
-        self._num_in_flight += 1
         parent = turn.create.request.previous_response_id
-        if parent is not None and parent not in self._cache:
+        cached = self._cache.get(parent or "")
+        history = [*(cached.messages if cached else ()), *turn.create.messages]
+        generate = turn.create.generate(history)
+        turn.is_begun = True
+        turn.history = history
+        self._num_in_flight += 1
+        if parent is not None and cached is None:
             message = f"previous_response_id: {parent[:80]!r} is not among this connection's recent responses"
             missing = invalid(message, code="previous_response_not_found", param="previous_response_id")
             return self.refused(turn, missing)
         if parent is not None:
             self._cache.move_to_end(parent)
-            turn.history = [*self._cache[parent].messages]
-        turn.history += turn.create.messages
-        return [Begin(turn, turn.create.generate(turn.history))]
+        return [Begin(turn, generate)]
 
     def _end(self, turn: Turn) -> list[Action]:
         self._lanes[turn.lane].popleft()

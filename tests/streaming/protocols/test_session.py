@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from jitney.runtime.errors import EngineClosed, QueueFull
+from jitney.runtime.errors import EngineClosed, InvalidField, QueueFull
 from jitney.runtime.testing import ByteTokenizer
+from jitney.streaming.protocols.create import Create
 from jitney.streaming.protocols.errors import refusal
 from jitney.streaming.protocols.session import (
     MAX_CACHED,
@@ -296,6 +297,39 @@ def test_a_refusal_of_the_engine_frees_the_lane() -> None:
     desk.create()
     (frame,) = desk.take(desk.session.refused(desk.begun[0].turn, refusal(EngineClosed("draining"))))
     assert frame["status"] == 503 and len(desk.begun) == 2
+
+
+@pytest.mark.parametrize("deadline", [0, -1, -0.5, 10**400, "soon", True])
+def test_a_bad_deadline_is_refused_at_once_and_leaves_no_trace(story: Any, deadline: Any) -> None:
+    desk = Desk()
+    desk.create(stream_id="busy")
+    desk.create(stream_id="other")
+    for lane in ("idle", "busy"):
+        for _ in range(MAX_IN_FLIGHT + 1):
+            (frame,) = desk.create(stream_id=lane, deadline_ms=deadline)
+            assert (frame["type"], frame["status"], frame["stream_id"]) == ("error", 400, lane)
+            assert frame["error"]["param"] == "deadline_ms"
+    desk.create(stream_id="idle", deadline_ms=5)
+    assert desk.create(stream_id="busy")[0]["type"] == "response.queued"
+    assert [begin.turn.lane for begin in desk.begun] == ["busy", "other", "idle"]
+    for begin in desk.begun:
+        assert desk.answer(begin, story)[-1]["type"] == "response.completed"
+    assert [begin.turn.lane for begin in desk.begun] == ["busy", "other", "idle", "busy"]
+    assert desk.begun[2].generate.deadline_s == 0.005
+
+
+def test_a_turn_that_cannot_be_built_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+
+    def unbuildable(*args: Any) -> Any:
+        raise InvalidField("deadline_ms", "a positive number of milliseconds", 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Create, "generate", unbuildable)
+        desk.create(stream_id="a")
+    for number in range(MAX_IN_FLIGHT - 1):
+        desk.create(stream_id=f"lane-{number}")
+    assert len(desk.begun) == MAX_IN_FLIGHT
 
 
 def test_steering_and_warm_up_are_refused_as_specified() -> None:
