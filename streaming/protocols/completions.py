@@ -8,6 +8,7 @@ from typing import Any
 from ...runtime.batch import TokenLogprobs
 from ...runtime.errors import InvalidField
 from ...runtime.events import Event
+from .errors import failure
 from .exchange import FINISH, Answer, Exchange, Opened
 from .fields import HARMLESS, HONOURED, Harmless, Refused, Table, check_model, honoured, parse, typed
 from .generate import SAMPLING, SCHEDULING, Envelope, sampling
@@ -57,6 +58,7 @@ class Completion(Exchange):
         self._echo = request.echo
         self._prompts = _prompts(request.prompt)
         self._offsets: dict[int, int] = {}
+        self._scores: dict[int, list[TokenLogprobs | None]] = {}
         super().__init__(request, tuple(request.generate(prompt, params, {}) for prompt in self._prompts))
 
     def begin(self, opened: Opened) -> bytes:
@@ -69,17 +71,22 @@ class Completion(Exchange):
         return [_choice(index, self._echoes[index // self.n])] if self._echo and not waits else []
 
     def feed(self, which: int, event: Event) -> bytes:
-        if event.kind != "prompt":
+        if event.kind == "prompt":
+            self._scores.setdefault(which, []).extend(event.prompt_logprobs or ())
+            return b""
+        scores = tuple(self._scores.pop(which, ()))
+        if not scores or failure(event):
             return super().feed(which, event)
-        return self._sse([self._scored(which * self.n + i, event) for i in range(self.n)])
+        echo = self._sse([self._scored(which * self.n + i, scores) for i in range(self.n)])
+        return echo + super().feed(which, event)
 
-    def _scored(self, index: int, event: Event) -> dict[str, Any]:
-        """The chunk of the prompt's log-probabilities."""
-        echoed, scored = self._echoes[index // self.n], event.prompt_logprobs or ()
-        rest = sum(len(self.tokenizer.token_text(at.token_id)) for at in scored if at)
-        self.answers[index].prompt_logprobs = scored
+    def _scored(self, index: int, scores: tuple[TokenLogprobs | None, ...]) -> dict[str, Any]:
+        """The chunk of the whole prompt and its log-probabilities."""
+        echoed = self._echoes[index // self.n]
+        rest = sum(len(self.tokenizer.token_text(at.token_id)) for at in scores if at)
+        self.answers[index].prompt_logprobs = scores
         self.answers[index].first_token = echoed[: max(0, len(echoed) - rest)]
-        return _choice(index, echoed, self._listed(index, scored))
+        return _choice(index, echoed, self._listed(index, scores))
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
         logprobs = self._listed(index, event.logprobs)

@@ -29,9 +29,10 @@ class Story:
         logprobs = tuple(TokenLogprobs(b, -0.5, ((b, -0.5), (7, float("-inf")))) for b in text.encode())
         return self.delta(text, index, logprobs=logprobs)
 
-    def prompt(self, text: str) -> Event:
+    def prompt(self, text: str, *, start: int = 0) -> Event:
+        """The scores of a chunk: `text` is the prompt up to its end, `start` where it begins."""
         scored = [TokenLogprobs(b, -1.0, ((b, -1.0),)) for b in text.encode()[1:]]
-        return self._event("prompt", prompt_logprobs=(None, *scored))
+        return self._event("prompt", prompt_logprobs=(None, *scored)[start:])
 
     def finish(self, reason: Any = "stop_token", text: str = "", index: int = 0) -> Event:
         return self._event("finish", text=text, index=index, finish_reason=reason)

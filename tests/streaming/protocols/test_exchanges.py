@@ -155,6 +155,38 @@ def test_completions_echo_scores_the_prompt(story: Any, frames: Any, stream: boo
     assert merged["top_logprobs"][1] == {"e": -1.0} and merged["top_logprobs"][0] is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_echo_of_a_prompt_prefilled_in_chunks_is_one(
+    story: Any, frames: Any, stream: bool, n: int
+) -> None:
+    s = story()
+    exchange = completion(prompt="hello", echo=True, logprobs=1, stream=stream, n=n)
+    prompt = [s.prompt("he"), s.prompt("hell", start=2), s.prompt("hello", start=4)]
+    assert run(exchange, prompt) == b""
+    ends = [event for i in range(n) for event in (s.scored("ab", i), s.finish(index=i))]
+    out = b"".join(exchange.feed(0, event) for event in (*ends, s.done()))
+    choices = (
+        [c for frame in frames(out) for c in frame["choices"]] if stream else result(exchange)["choices"]
+    )
+    for index in range(n):
+        mine = [c for c in choices if c["index"] == index]
+        assert [c["text"] for c in mine] == (["hello", "ab", ""] if stream else ["helloab"])
+        tables = [c["logprobs"] for c in mine if c["logprobs"]]
+        merged = {key: [value for table in tables for value in table[key]] for key in tables[0]}
+        assert merged["tokens"] == [*"helloab"]
+        assert merged["token_logprobs"] == [None, *[-1.0] * 4, -0.5, -0.5]
+        assert merged["text_offset"] == [*range(7)]
+
+
+def test_a_fault_amid_the_prompt_echoes_nothing(story: Any, frames: Any) -> None:
+    s = story()
+    exchange = completion(prompt="hello", echo=True, logprobs=1, stream=True)
+    out = run(exchange, [s.prompt("he"), s.finish("deadline"), s.done("deadline")])
+    (error,) = frames(out + exchange.end())
+    assert error["error"]["code"] == "deadline_exceeded"
+
+
 def test_usage_adds_up_over_prompts(story: Any) -> None:
     exchange = completion(prompt=["a", "b"])
     for_each = [[s.finish(), s.done()] for s in (story(), story())]
