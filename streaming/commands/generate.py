@@ -45,7 +45,13 @@ def generate(
     """
     from ...runtime import EngineConfig
 
-    config = EngineConfig(quantize=quantize, dtype=dtype, max_rows=max_rows, num_threads=num_cores())
+    config = EngineConfig(
+        quantize=quantize,
+        dtype=dtype,
+        max_rows=max_rows,
+        max_queued=max(1024, 2 * max_rows),
+        num_threads=num_cores(),
+    )
     if target.exists() and target.samefile(source):
         raise InvalidField("OUTPUT", "another file than INPUT", str(target))
     done = take_up(target)

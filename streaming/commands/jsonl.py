@@ -10,6 +10,7 @@ import msgspec
 
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.params import SamplingParams
+from ..protocols.fields import parse, typed
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -23,12 +24,7 @@ class Request(msgspec.Struct, frozen=True):
 
 def read_request(line: bytes) -> Request:
     """The request on a line. Raises `RequestError` naming the field, what was expected and what came."""
-    try:
-        fields = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the line is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidField("line", "a JSON object", fields)
+    fields = parse(line, called="line")
     own_id, prompt, messages = (fields.pop(name, None) for name in ("id", "prompt", "messages"))
     if (prompt is None) == (messages is None):
         raise RequestError("expected one of the fields prompt and messages", field="prompt")
@@ -42,13 +38,11 @@ def read_request(line: bytes) -> Request:
 
 
 def _sampling(fields: dict[str, Any]) -> SamplingParams:
-    for name, value in fields.items():
+    for name in fields:
         if name not in SamplingParams.__struct_fields__:
-            raise InvalidField(name, "no such field", value)
-    try:
-        return msgspec.convert(fields, SamplingParams, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise RequestError(str(error)) from error
+            known = ", ".join(("id", "prompt", "messages", *SamplingParams.__struct_fields__))
+            raise RequestError(f"unknown field: {name[:80]!r}; expected one of {known}", field=name[:80])
+    return typed(fields, SamplingParams)
 
 
 def requests(path: Path, skip: int = 0) -> Iterator[bytes]:

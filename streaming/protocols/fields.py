@@ -41,14 +41,14 @@ HARMLESS = Harmless()
 REFUSED = Refused()
 
 
-def parse(body: bytes | str) -> dict[str, Any]:
-    """The JSON object in `body`. Raises `RequestError` for anything else."""
+def parse(body: bytes | str, *, called: str = "body") -> dict[str, Any]:
+    """The JSON object in `body`. Raises `RequestError` for anything else; `called` is what the user calls the body."""
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as exc:
-        raise _malformed(body, exc) from None
+        raise _malformed(body, exc, called) from None
     if not isinstance(value, dict):
-        raise InvalidField("body", "a JSON object", value)
+        raise InvalidField(called, "a JSON object", value)
     return value
 
 
@@ -95,12 +95,12 @@ def _clipped(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _malformed(body: bytes | str, exc: Exception) -> RequestError:
+def _malformed(body: bytes | str, exc: Exception, called: str) -> RequestError:
     raw = body.encode(errors="replace") if isinstance(body, str) else body
     found = re.search(rb'"(\w{1,80})"\s*:\s*(-?(?:NaN|Infinity))', raw)
     if found:
         return InvalidField(found[1].decode(), "a finite number", float(found[2]))
-    return RequestError(f"body: expected valid JSON: {exc}", field="body")
+    return RequestError(f"{called}: expected valid JSON: {exc}", field=called)
 
 
 def _named(message: str, at: str) -> RequestError:

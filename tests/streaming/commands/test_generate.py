@@ -183,5 +183,26 @@ def test_reading_and_taking_up(tmp_path: Path) -> None:
     assert list(requests(path, skip=1)) == [b'{"prompt": "b"}']
     request = read_request(b'{"prompt": "a", "logit_bias": {"7": 1.5}, "stop": ["x"]}')
     assert request.params.logit_bias == {7: 1.5} and request.params.stops == ("x",) and request.id is None
-    with pytest.raises(RequestError, match="not JSON"):
+    with pytest.raises(RequestError, match="line: expected valid JSON"):
         read_request(b"\xff\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (b'"temperature": NaN', "temperature: expected a finite number, got nan (float)"),
+        (b'"max_tokens": "many"', "max_tokens: expected `int | null`, got `str`"),
+        (b'"bad": 1', "unknown field: 'bad'; expected one of id, prompt, messages, temperature, "),
+    ],
+)
+def test_a_bad_field_is_named(field: bytes, message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read_request(b'{"prompt": "a", ' + field + b"}\n")
+    assert str(refused.value).startswith(message)
+
+
+def test_a_wide_batch_fits_the_queue(jitney: Jitney, script: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(lines(*({"prompt": "The sky", "max_tokens": 1} for _ in range(2100))))
+    assert jitney("generate", source, target, "--scripted", script, "--max-rows", 1050).exit_code == 0
+    assert [result["text"] for result in results(target)] == ["R"] * 2100
