@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client import Client as Client
+    from .client import ConnectionLost as ConnectionLost
     from .server import create_app as create_app
 
-_HOMES = {"Client": ".client", "create_app": ".server"}
+_HOMES = {"Client": ".client", "ConnectionLost": ".client", "create_app": ".server"}
 
 __all__ = sorted(_HOMES)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import subprocess
@@ -96,7 +95,7 @@ def _rates(result: Measured) -> list[float]:
 def _table(job: Job, results: list[Measured]) -> Table:
     table = Table(
         title=f"{job.model}: {job.num_requests} requests of {job.input} tokens in, {job.output} out",
-        caption=f"Median of {job.repeats} and range; {job.batch} rows at a time; {_num_cores()} cores.",
+        caption=f"Median of {job.repeats} and range; {job.batch} rows at a time; {num_cores()} cores.",
     )
     base = results[-1]
     for heading in ("engine", "tokens/s", "range", "seconds", f"x {base.engine}"):
@@ -117,13 +116,9 @@ def _table(job: Job, results: list[Measured]) -> Table:
 def _report(job: Job, results: list[Measured]) -> dict[str, Any]:
     return {
         "workload": {key: value for key, value in msgspec.to_builtins(job).items() if key != "engine"},
-        "machine": {"cores": _num_cores(), "system": platform.platform(), "processor": platform.machine()},
+        "machine": {"cores": num_cores(), "system": platform.platform(), "processor": platform.machine()},
         "results": [
             msgspec.to_builtins(result) | {"tokens_per_s": round(statistics.median(_rates(result)), 2)}
             for result in results
         ],
     }
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

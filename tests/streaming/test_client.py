@@ -12,7 +12,7 @@ import pytest
 
 from jitney.runtime.errors import EngineClosed, InvalidField, ModelNotFound, QueueFull, RequestError
 from jitney.runtime.testing import Reply
-from jitney.streaming.client import Client, ConnectionLost
+from jitney.streaming import Client, ConnectionLost
 
 
 async def text_of(client: Client, prompt: Any, **fields: Any) -> str:
