@@ -39,8 +39,8 @@ class StaticEngine(AbstractEngine):
     """Opens at once: `StaticEngine("smollm2-135m").generate(["Hello"], SamplingParams(max_tokens=8))`.
 
     Use it as a context manager, or call `close`; what is open when the program ends is closed then. Any thread may
-    call it. Raises `ModelError`, and with
-    `legacy=False` falls back on `CannotServe` with one warning.
+    call it. Raises `ModelError`, and `CannotServe` where padded batches cannot serve either; falls back with one
+    warning.
     """
 
     def __init__(
@@ -135,15 +135,23 @@ class StaticEngine(AbstractEngine):
     def _open(
         self, model: str | Path | Backend, config: EngineConfig | None, legacy: bool
     ) -> DynamicEngine | PaddedEngine:
-        if not legacy:
-            engine = DynamicEngine(model, config)
+        if legacy:
+            return self._open_padded(model, config)
+        engine = DynamicEngine(model, config)
+        try:
+            self._portal.call(engine.start)
+            return engine
+        except CannotServe as error:
             try:
-                self._portal.call(engine.start)
-                return engine
-            except CannotServe as error:
-                logger.warning(
-                    "continuous batching cannot serve this model here (%s); padded batches instead", error
-                )
+                padded = self._open_padded(model, config)
+            except (CannotServe, InvalidField):
+                raise error from None
+            logger.warning(
+                "continuous batching cannot serve this model here (%s); padded batches instead", error
+            )
+            return padded
+
+    def _open_padded(self, model: str | Path | Backend, config: EngineConfig | None) -> PaddedEngine:
         padded = PaddedEngine(model, config)
         self._portal.call(padded.start)
         return padded

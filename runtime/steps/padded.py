@@ -14,18 +14,20 @@ from torch.nn import functional as F
 
 from ..batch import RowOutcome, Seat, TokenLogprobs
 from ..config import EngineConfig
-from ..errors import InvalidField
+from ..errors import CannotServe, InvalidField
 from ..model import linear_plain
 from ..model.config import ModelConfig
 from ..model.forward import activate, norm, rotate
 from ..model.layers import Packed, Weights, load_layers
 from .kernels import choose_kernels
+from .memory import free_memory, weight_bytes
 from .sampler import Row, sample, token_logprobs
 from .threads import torch_threads
 
 
 class PaddedModel:
-    """Implements `PaddedBatch`. Raises `InvalidField` for int8, `ModelError` for a tensor missing or misshapen."""
+    """Implements `PaddedBatch`. Raises `CannotServe`, before anything is read, where the weights do not fit in memory,
+    `InvalidField` for int8, `ModelError` for a tensor missing or misshapen."""
 
     def __init__(self, model: ModelConfig, weights: Weights, config: EngineConfig) -> None:
         if config.quantize is not None:
@@ -35,8 +37,11 @@ class PaddedModel:
         self.max_rows = config.max_rows
         self._model = model
         context = min(model.max_position, config.max_context or model.max_position)
+        dtype = choose_kernels(model, config).dtype
+        needed, free = weight_bytes(model, dtype.itemsize, dtype.itemsize), free_memory()
+        if free is not None and needed > free:
+            raise CannotServe(f"{free:,} bytes of memory are free; weights take {needed:,}")
         with torch.inference_mode():
-            dtype = choose_kernels(model, config).dtype
             self._layers = load_layers(model, weights, linear_plain.pack, dtype, context)
         self._tuned = config.tune_process
         if self._tuned:

@@ -10,6 +10,7 @@ from tiny_models import random_weights, small_llama
 
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.errors import CannotServe
+from jitney.runtime.steps import padded
 from jitney.runtime.steps.cpu import open_cpu_step
 from jitney.runtime.steps.memory import PAGE_TOKENS, free_memory, plan_memory, weight_bytes
 
@@ -66,6 +67,19 @@ def test_nothing_is_read_when_nothing_fits() -> None:
     with pytest.raises(CannotServe):
         open_cpu_step(MODEL, weights, EngineConfig(kv_cache_bytes=1000))
     assert weights.read == []
+
+
+def test_padded_batches_read_nothing_when_the_weights_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, config = random_weights(MODEL), EngineConfig(dtype="float32", tune_process=False)
+    needed = weight_bytes(MODEL, 4, 4)
+    monkeypatch.setattr(padded, "free_memory", lambda: needed - 1)
+    with pytest.raises(
+        CannotServe, match=f"{needed - 1:,} bytes of memory are free; weights take {needed:,}"
+    ):
+        padded.PaddedModel(MODEL, weights, config)
+    assert weights.read == []
+    monkeypatch.setattr(padded, "free_memory", lambda: needed)
+    padded.PaddedModel(MODEL, weights, config).close()
 
 
 def test_weights_are_counted() -> None:
