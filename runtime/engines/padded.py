@@ -52,7 +52,7 @@ class PaddedEngine(AbstractEngine):
         self._finished: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Load the model. Raises `ModelError`."""
+        """Load the model. Raises `ModelError` or `CannotServe`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jitney-padded")
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
@@ -159,22 +159,40 @@ class PaddedEngine(AbstractEngine):
         return True
 
     async def _run(self, batch: list[Response]) -> None:
+        """Run a batch when its turn comes, or end it when its deadline comes first."""
+        try:
+            async with asyncio.timeout(self._patience(batch)):
+                await self._turn.acquire()
+        except TimeoutError:
+            for response in batch:
+                response.end("deadline")
+            return
+        try:
+            if not all(response.done for response in batch):
+                await self._run_now(batch)
+        finally:
+            self._turn.release()
+
+    def _patience(self, batch: list[Response]) -> float | None:
+        """Seconds until every response in the batch is past its deadline; None where one has none."""
+        deadlines = [response.request.deadline for response in batch if not response.done]
+        given = [deadline for deadline in deadlines if deadline is not None]
+        return max(given) - self._clock() if given and len(given) == len(deadlines) else None
+
+    async def _run_now(self, batch: list[Response]) -> None:
         """Run a batch until every response in it is over. A step that raises ends them with an error."""
-        async with self._turn:
-            if all(response.done for response in batch):
-                return
-            rows = [(response, row) for response in batch for row in _rows(response.request)]
-            steps = self._batch.run([row.seat for _, row in rows])
-            try:
-                while not all(response.done for response in batch):
-                    outcomes = await self._loop.run_in_executor(self._thread, next, steps, None)
-                    self._take(rows, outcomes or [])
-            except Exception as error:
-                logger.exception("a padded batch failed; its rows end with an error")
-                for response in batch:
-                    response.end("error", f"the step failed: {type(error).__name__}: {error}")
-            finally:
-                await self._loop.run_in_executor(self._thread, _close, steps)
+        rows = [(response, row) for response in batch for row in _rows(response.request)]
+        steps = self._batch.run([row.seat for _, row in rows])
+        try:
+            while not all(response.done for response in batch):
+                outcomes = await self._loop.run_in_executor(self._thread, next, steps, None)
+                self._take(rows, outcomes or [])
+        except Exception as error:
+            logger.exception("a padded batch failed; its rows end with an error")
+            for response in batch:
+                response.end("error", f"the step failed: {type(error).__name__}: {error}")
+        finally:
+            await self._loop.run_in_executor(self._thread, _close, steps)
 
     def _take(self, rows: list[tuple[Response, _Row]], outcomes: list[RowOutcome]) -> None:
         for (response, row), outcome in zip(rows, outcomes, strict=True):
