@@ -14,13 +14,33 @@ if TYPE_CHECKING:
     from .engines.dynamic import DynamicEngine as DynamicEngine
     from .engines.mcore import MCoreEngine as MCoreEngine
     from .engines.static import StaticEngine as StaticEngine
+    from .errors import ContextLengthExceeded as ContextLengthExceeded
+    from .errors import EngineClosed as EngineClosed
+    from .errors import EngineDied as EngineDied
+    from .errors import InvalidField as InvalidField
+    from .errors import JitneyError as JitneyError
+    from .errors import ModelError as ModelError
+    from .errors import QueueFull as QueueFull
+    from .errors import RequestError as RequestError
     from .events import Event as Event
     from .events import Times as Times
     from .events import Usage as Usage
+    from .intake import Options as Options
     from .params import SamplingParams as SamplingParams
+    from .response import Response as Response
 
 _HOMES = {
     "AbstractEngine": ".engines.abstract",
+    "ContextLengthExceeded": ".errors",
+    "EngineClosed": ".errors",
+    "EngineDied": ".errors",
+    "InvalidField": ".errors",
+    "JitneyError": ".errors",
+    "ModelError": ".errors",
+    "Options": ".intake",
+    "QueueFull": ".errors",
+    "RequestError": ".errors",
+    "Response": ".response",
     "DynamicEngine": ".engines.dynamic",
     "EngineConfig": ".config",
     "Event": ".events",

@@ -41,8 +41,8 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `encode` and `render` may be called from any one thread at a time, and release the
-    interpreter lock on long input; the others are cheap enough for the event loop."""
+    """Text to token ids and back. `encode` and `encode_chat` may be called from any one thread at a time, and release
+    the interpreter lock on long input; the others are cheap enough for the event loop."""
 
     vocab_size: int
 

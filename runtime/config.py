@@ -35,7 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a finished response can still be followed by id."""
     keep_finished_bytes: int = 64 * 2**20
     num_threads: int | None = None
-    """Compute threads on the CPU; None leaves a core to the event loop where that costs nothing."""
+    """Compute threads on the CPU; None leaves one core to the event loop."""
     tune_process: bool = True
     """Whether the engine may set the interpreter's switch interval and torch's threads while it is open."""
 

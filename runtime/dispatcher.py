@@ -8,6 +8,7 @@ that its response finds, by a cancel, by its deadline, or by `end_all`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from .params import SamplingParams
 from .queue import RequestQueue
 from .response import Response
 from .stats import Stats
+
+logger = logging.getLogger("jitney")
 
 
 class Dispatcher:
@@ -115,8 +118,17 @@ class Dispatcher:
             return
         self._generated_tokens += len(output.tokens)
         self._queue.charge(response.request.user, len(output.tokens))
-        if response.take(output):
-            self._inbox.put(Cancel(output.id, output.choice))
+        try:
+            if response.take(output):
+                self._inbox.put(Cancel(output.id, output.choice))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # a tokenizer's panic is no Exception; it ends this request and no other
+            logger.exception("%s: its text could not be made", output.id)
+            self._inbox.put(Cancel(output.id))
+            response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
         if response.done:
             self._over(response)
 
@@ -150,6 +162,7 @@ class Dispatcher:
     def _over(self, response: Response) -> None:
         """Account for a response that has just been sealed, and keep it for those who come back."""
         self._queue.leave(response.request.user)
+        self._late_events += response.log.num_discarded
         self._finished.update(response.finish_reasons)
         self._kept[response.id] = self._clock()
         self._kept_bytes += response.num_bytes

@@ -155,7 +155,7 @@ class Intake:
             end_ids.update(model.end_token_ids)
         return RowSampling(
             seed=secrets.randbits(64) if params.seed is None else params.seed,
-            temperature=float(_first(params.temperature, model.temperature, 1.0)),
+            temperature=_temperature(float(_first(params.temperature, model.temperature, 1.0))),
             top_p=float(_first(params.top_p, model.top_p, 1.0)),
             top_k=max(0, _first(params.top_k, model.top_k, 0)),
             min_p=float(_first(params.min_p, model.min_p, 0.0)),
@@ -173,6 +173,11 @@ class Intake:
             logprob_token_ids=tuple(params.logprob_token_ids or ()),
             prompt_logprobs=params.prompt_logprobs,
         )
+
+
+def _temperature(given: float) -> float:
+    """Logits divided by less than this overflow: the distribution is a point already."""
+    return given if given >= 1e-5 else 0.0
 
 
 def _first(given: Any, default: Any, neutral: Any) -> Any:

@@ -2,8 +2,8 @@
 
 The engine's loop is the only thread that touches a log. A reader is a cursor: resuming is a cursor set back, a second
 reader is a second cursor, and a slow reader is a cursor that lags and gets the deltas it missed merged into one. A
-log's length is bounded by what was admitted (max_tokens and log-probabilities), so nothing is ever cut from it and no
-reader slows the engine.
+log's length is bounded by what was admitted (max_tokens and log-probabilities), and no more logs grow at a time than
+the engine has rows, so nothing is ever cut from one and no reader slows the engine.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ _CHECKS: dict[str, Check] = {
     "seed": _integer(0, MAX_SEED - 1),
     "presence_penalty": _number(-2, 2),
     "frequency_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0, 10, open_low=True),
+    "repetition_penalty": _number(0.01, 10),
     "logit_bias": _bias,
     "allowed_token_ids": _ids,
     "bad_words": _texts(MAX_LISTED_IDS),

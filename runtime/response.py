@@ -202,6 +202,12 @@ class Response:
                 choice.finish_reason, choice.matched = reason, None
                 self._finish(choice)
 
+    def break_off(self, error: str) -> None:
+        """End it with an error after its text machinery has failed: what that held back is lost."""
+        for choice in self._choices:
+            choice.put_away()
+        self.end("error", error)
+
     def usage(self) -> Usage:
         generated = sum(choice.num_tokens for choice in self._choices)
         return Usage(self.prompt_tokens, generated, self._cached_tokens)

@@ -80,11 +80,7 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Output]:
         """End the rows whose deadline has passed."""
-        late = [
-            r
-            for r in self._running + self._waiting
-            if r.request.deadline is not None and r.request.deadline <= now
-        ]
+        late = [row for row in self._running + self._waiting if row.is_late(now)]
         return [self._finish(row, "deadline") for row in late]
 
     def fail_all(self, error: str) -> list[Output]:

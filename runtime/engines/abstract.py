@@ -14,7 +14,7 @@ from ..stats import Stats
 
 
 class AbstractEngine(ABC):
-    """DynamicEngine's `generate`, `drain` and `close` are coroutines and its `stream` is an async iterator;
+    """DynamicEngine's `generate`, `cancel`, `drain` and `close` are coroutines and its `stream` is an async iterator;
     StaticEngine's block. The words mean the same in both."""
 
     @abstractmethod

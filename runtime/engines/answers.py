@@ -129,7 +129,7 @@ def fold(prompt: Prompt, response: Response) -> dict[str, Any]:
         "tokens": folded[0]["token_ids"],
         "finish_reason": folded[0]["finish_reason"],
         "choices": folded,
-        "prompt_logprobs": prompt_logprobs or None,
+        "prompt_logprobs": msgspec.to_builtins(prompt_logprobs) or None,
         "usage": msgspec.to_builtins(events[-1].usage),
         "times": msgspec.to_builtins(events[-1].times),
         "error": events[-1].error,
@@ -145,12 +145,12 @@ class _Parts:
 
     def folded(self, index: int) -> dict[str, Any]:
         events = self._events
-        scored = events[-1].logprobs is not None
+        scores = [entry for event in events for entry in event.logprobs or ()]
         return {
             "index": index,
             "text": "".join(event.text for event in events),
             "token_ids": [token for event in events for token in event.token_ids],
             "finish_reason": events[-1].finish_reason,
             "matched": events[-1].matched,
-            "logprobs": [entry for event in events for entry in event.logprobs or ()] if scored else None,
+            "logprobs": None if events[-1].logprobs is None else msgspec.to_builtins(scores),
         }

@@ -122,7 +122,8 @@ class DynamicEngine(AbstractEngine):
         """End what is open as cancelled, stop the worker, give all memory back. Idempotent."""
         if self.state == "closed":
             return
-        if self._home and self._home.is_elsewhere and not self._home.loop.is_closed():
+        assert self._home is not None
+        if self._home.is_elsewhere and not self._home.loop.is_closed():
             return await self._home.run(self.close())
         self.state = "closed"
         try:
@@ -136,7 +137,7 @@ class DynamicEngine(AbstractEngine):
             if self._worker is not None:
                 await self._join(self._worker)
         finally:
-            self._tokenizing.shutdown(wait=True)
+            await self._home.dismiss(self._tokenizing, CLOSE_S)
             if self.config.tune_process:
                 switch_interval.release()
 

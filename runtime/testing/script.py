@@ -10,7 +10,7 @@ text = "Rayleigh scattering."
 first_token_s = 0.2          # delays
 token_s = 0.02
 fail_after = 5               # tokens, then the fault
-fault = "request"            # this request fails; "step": all that run; "worker": the engine dies
+fault = "request"            # this request fails; "step": all that run, and the third in a row the engine
 """
 
 from __future__ import annotations

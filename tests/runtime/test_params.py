@@ -130,7 +130,7 @@ GOOD: list[tuple[str, Any]] = [
     *(("min_p", value) for value in (0, 1, 0.5)),
     *(("top_k", value) for value in (-1, 0, 1, 2**31 - 1)),
     *((field, value) for field in ("presence_penalty", "frequency_penalty") for value in (-2, 2.0, 0)),
-    *(("repetition_penalty", value) for value in (1e-9, 10, 1.0)),
+    *(("repetition_penalty", value) for value in (0.01, 10, 1.0)),
     *(("seed", value) for value in (0, 2**64 - 1)),
     *(("max_tokens", value) for value in (1, 2**31 - 1)),
     *(("min_tokens", value) for value in (0, 2**31 - 1)),

@@ -33,7 +33,7 @@ async def test_an_answer_holds_what_its_docstring_says() -> None:
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     for choice in answer["choices"]:
         assert (choice["text"], choice["matched"], len(choice["logprobs"])) == ("hi", END, 3)
-    assert answer["prompt_logprobs"][0] is None and answer["prompt_logprobs"][1].token_id == 105
+    assert answer["prompt_logprobs"][0] is None and answer["prompt_logprobs"][1]["token_id"] == 105
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "cached_tokens": 0}
     assert 0 <= answer["times"]["queued_s"] <= answer["times"]["first_token_s"] <= answer["times"]["total_s"]
     assert answer["error"] is None

@@ -228,8 +228,8 @@ def test_megatrons_fields_end_to_end() -> None:
         )
         assert (answer["text"], answer["segments"], answer["prompt"]) == ("hel", ["h", "e", "l"], "hello")
         assert answer["prompt_tokens"] == list(b"hello")
-        assert [len(entry.top) for entry in answer["choices"][0]["logprobs"]] == [2, 2, 2]
-        assert [s and s.token_id for s in answer["prompt_logprobs"]] == [None, *b"ello"]
+        assert [len(entry["top"]) for entry in answer["choices"][0]["logprobs"]] == [2, 2, 2]
+        assert [s and s["token_id"] for s in answer["prompt_logprobs"]] == [None, *b"ello"]
         (answer,) = engine.generate(["hello"], {"num_tokens_total": 7})
         assert answer["text"] == "he"
         (answer,) = engine.generate("hello", termination_id=ord("o"))
