@@ -49,7 +49,7 @@ async def test_answers_are_those_of_continuous_batching() -> None:
         assert [(c["text"], c["finish_reason"], c["matched"]) for c in ours["choices"]] == [
             (c["text"], c["finish_reason"], c["matched"]) for c in theirs["choices"]
         ]
-    assert [s and s.token_id for s in told[0]["prompt_logprobs"]] == [None, *b"ello"]
+    assert [s and s["token_id"] for s in told[0]["prompt_logprobs"]] == [None, *b"ello"]
     assert told[0]["usage"]["completion_tokens"] == expected[0]["usage"]["completion_tokens"]
 
 
