@@ -95,5 +95,5 @@ class Backend(Protocol):
         ...
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
-        """The plain static batch of the same model, on the calling thread. Raises `ModelError`."""
+        """The plain static batch of the same model, on the calling thread. Raises `ModelError` or `CannotServe`."""
         ...

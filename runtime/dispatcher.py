@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -75,7 +74,7 @@ class Dispatcher:
         if request.id in self._responses:
             raise InvalidField("response_id", "an id that is not in use", request.id)
         self._queue.push(request, retry_after_s=self._retry_after_s())
-        response = Response(request, params, self._tokenizer, self._clock, time.time(), self.cancel)
+        response = Response(request, params, self._tokenizer, self._clock, self.cancel)
         self._responses[request.id] = response
         self._num_open += 1
         self.idle.clear()

@@ -117,11 +117,9 @@ class Response:
         params: SamplingParams,
         tokenizer: Tokenizer,
         clock: Callable[[], float],
-        created: float,
         cancel: Callable[[str], bool],
     ) -> None:
         self.id = request.id
-        self.created = created
         self.request = request
         self.params = params
         self.log = Log()

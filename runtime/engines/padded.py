@@ -131,7 +131,7 @@ class PaddedEngine(AbstractEngine):
             raise EngineClosed(f"the engine is {self.state}")
         params, opts = checked(params, options)
         request = await self.intake.accept(prompt, params, opts)
-        return Response(request, params, self.backend.tokenizer, self._clock, time.time(), self._cancel)
+        return Response(request, params, self.backend.tokenizer, self._clock, self._cancel)
 
     @contextmanager
     def _opened(self, responses: list[Response]) -> Iterator[None]:

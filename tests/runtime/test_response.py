@@ -30,7 +30,6 @@ class Desk:
             params,
             ByteTokenizer(),
             lambda: self.now,
-            1e9,
             lambda name: not self.cancelled.append(name),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from scripted import backend, check_empty, check_story, engine, followed, text_of
 
 from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
-from jitney.runtime.batch import Capacity, Step
+from jitney.runtime.batch import Batch, Capacity, Step, Ticket
 from jitney.runtime.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -157,11 +158,20 @@ async def test_a_salt_cannot_name_the_pages_of_a_request_that_shares_none() -> N
 
 
 class Cramped(ScriptedBackend):
-    """Pages for little more than one whole context."""
+    """Pages for little more than one whole context. Nothing is launched before `gate` is set."""
+
+    gate = threading.Event()
 
     def open_step(self, config: EngineConfig) -> Step:
         step = super().open_step(config)
         step.capacity = Capacity(12, 16, 4)
+        launch = step.launch
+
+        def gated(batch: Batch) -> Ticket:
+            assert self.gate.wait(10)
+            return launch(batch)
+
+        step.launch = gated  # type: ignore[method-assign]
         return step
 
 
@@ -171,7 +181,9 @@ async def test_prompt_logprobs_come_once_each_through_chunks_and_preemption() ->
         prompts = [f"{number}" * 40 for number in range(5)]
         params = SamplingParams(prompt_logprobs=0, max_tokens=60)
         for _ in range(2):
-            responses = [await serving.submit("endless"[:3] + prompt, params) for prompt in prompts]
+            cramped.gate.clear()
+            responses = [await serving.submit("end" + prompt, params) for prompt in prompts]
+            cramped.gate.set()
             for response, prompt in zip(responses, prompts, strict=True):
                 events = await followed(response.events())
                 check_story(events)
