@@ -20,12 +20,12 @@ class Inbox:
     def put(self, command: Command) -> None:
         self._commands.put(command)
 
-    def drain(self, *, wait: bool, timeout_s: float | None = None) -> list[Command]:
-        """Everything that is there; with `wait`, at least one command unless `timeout_s` passes first."""
+    def drain(self, *, wait: bool) -> list[Command]:
+        """Everything that is there; with `wait`, at least one command."""
         drained: list[Command] = []
         try:
             if wait:
-                drained.append(self._commands.get(timeout=timeout_s))
+                drained.append(self._commands.get())
             while True:
                 drained.append(self._commands.get_nowait())
         except Empty:

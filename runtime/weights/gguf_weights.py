@@ -55,9 +55,6 @@ class GgufWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
 
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values())
-
     def get(self, name: str) -> torch.Tensor:
         import torch
 

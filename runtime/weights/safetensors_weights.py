@@ -52,9 +52,6 @@ class SafetensorsWeights:
         """As safetensors spells it: F32, F16 or BF16."""
         return self._entry(name).dtype
 
-    def nbytes(self) -> int:
-        return sum(end - start for start, end in (entry.data_offsets for entry in self._entries.values()))
-
     def get(self, name: str) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open
 

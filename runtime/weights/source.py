@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Weights(Protocol):
-    """A checkpoint's tensors. Nothing is read until `get`; `shape` and `nbytes` come from headers alone."""
+    """A checkpoint's tensors. Nothing is read until `get`; `shape` comes from headers alone."""
 
     source: str
     """The file or directory, for messages."""
@@ -19,10 +19,6 @@ class Weights(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises `ModelError` where there is no such tensor."""
-        ...
-
-    def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
         ...
 
     def get(self, name: str) -> torch.Tensor:

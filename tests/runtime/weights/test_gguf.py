@@ -50,7 +50,6 @@ def test_quantised_tensors(kind: str, tmp_path: Path) -> None:
     tolerance = {"F16": 5e-5, "BF16": 4e-4, "Q8_0": 5e-4, "Q5_1": 4e-3}.get(kind, 1e-2)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights.get(name), tensor, rtol=0, atol=tolerance)
-    assert weights.nbytes() < sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def test_text_side(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ def test_every_tensor_of_a_family(family: str, directories: dict[str, Path]) -> 
     for name, tensor in state.items():
         assert torch.equal(opened.weights.get(name), tensor)
         assert opened.weights.shape(name) == tuple(tensor.shape)
-    assert opened.weights.nbytes() == sum(tensor.nbytes for tensor in state.values())
     assert (opened.name, opened.context_length, opened.vocab_size) == ("tiny", 128, 96)
 
 
@@ -46,7 +45,6 @@ def test_shards(tmp_path: Path, directories: dict[str, Path]) -> None:
     write_tokenizer(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     sharded, whole = (open_directory(path, "x").weights for path in (tmp_path, directories["Llama"]))
-    assert sharded.nbytes() == whole.nbytes()
     for name in whole.names():
         assert torch.equal(sharded.get(name), whole.get(name))
 
