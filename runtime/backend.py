@@ -46,6 +46,11 @@ class Tokenizer(Protocol):
 
     vocab_size: int
 
+    @property
+    def longest_token(self) -> int:
+        """The most characters of text that one token stands for."""
+        ...
+
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         """Ids of plain text. Control tokens spelled in it are text; the model's BOS comes first where it has one."""
         ...

@@ -107,6 +107,7 @@ class Intake:
         return ids, tuple(sequence for sequences in spellings for sequence in sequences)
 
     def _encode(self, prompt: Any, template_options: dict[str, Any] | None, add_bos: bool) -> tuple[int, ...]:
+        self._check_size(prompt)
         if isinstance(prompt, str):
             if not is_utf8(prompt):
                 raise InvalidField("prompt", "text that UTF-8 can hold", prompt)
@@ -120,6 +121,15 @@ class Intake:
             if not in_range or isinstance(token, bool):
                 raise InvalidField("prompt", f"token ids from 0 to {self._backend.vocab_size - 1}", token)
         return tuple(prompt)
+
+    def _check_size(self, prompt: Any) -> None:
+        """Refuse what cannot fit before it is tokenised: that takes seconds, and others wait for their turn."""
+        size = _num_chars(prompt)
+        if size > self._context_length * self._tokenizer.longest_token:
+            raise ContextLengthExceeded(
+                f"the prompt's {size} characters cannot fit the context of {self._context_length} tokens",
+                field="prompt",
+            )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         if prompt_len == 0:
@@ -186,3 +196,14 @@ def _first(given: Any, default: Any, neutral: Any) -> Any:
 
 def _is_label(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 256 and is_utf8(value)
+
+
+def _num_chars(prompt: Any) -> int:
+    """Characters of text in a prompt: its own, or its messages' contents and their parts'."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if isinstance(prompt, dict):
+        return _num_chars(prompt.get("content", prompt.get("text")))
+    if isinstance(prompt, (list, tuple)):
+        return sum(_num_chars(part) for part in prompt if isinstance(part, (str, dict)))
+    return 0

@@ -20,6 +20,7 @@ class ByteTokenizer:
     """A conversation is each message's role token and bytes, then `<assistant>`."""
 
     vocab_size = 260
+    longest_token = 1
 
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         return list(text.encode())

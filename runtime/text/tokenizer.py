@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -44,6 +45,10 @@ class ModelTokenizer:
         self._visible_bytes = hidden_bytes(self._bytes, self._spelling.spelled.keys())
         template = definition.chat_template
         self._template = None if template is None else ChatTemplate(definition.source, template, self._names)
+
+    @cached_property
+    def longest_token(self) -> int:
+        return max(map(len, self._library.get_vocab()))
 
     @property
     def control_ids(self) -> frozenset[int]:

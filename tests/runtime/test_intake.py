@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jitney.runtime import DynamicEngine
 from jitney.runtime.backend import GenerationDefaults
 from jitney.runtime.errors import ContextLengthExceeded, InvalidField, RequestError
 from jitney.runtime.intake import Intake, Options
@@ -306,3 +307,24 @@ async def test_tokenising_leaves_the_loop_free_and_visits_the_tokenizer_one_at_a
     go.set()
     await asyncio.gather(*tasks)
     assert most == 1
+
+
+class Unread(ByteTokenizer):
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        raise AssertionError("tokenised what cannot fit")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x" * 5000,
+        [{"role": "user", "content": "x" * 5000}],
+        [{"role": "user", "content": [{"text": "x" * 5000}]}],
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_tokenised(prompt: Any) -> None:
+    backend = ScriptedBackend()
+    backend.tokenizer = Unread()
+    async with DynamicEngine(backend) as engine:
+        with pytest.raises(ContextLengthExceeded, match="5000 characters cannot fit the context of 4096"):
+            await engine.submit(prompt)
