@@ -18,7 +18,8 @@ from .source import Weights
 
 
 class Checkpoint:
-    """`Backend` of a model on disk. `config` is its shape, `weights` its tensors by Hugging Face name."""
+    """`Backend` of a model on disk. `config` is its shape, `weights` its tensors by Hugging Face name, `definition` its
+    tokenizer as data."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Checkpoint:
         self.name = name
         self.config = config
         self.weights = weights
+        self.definition = definition
         self.context_length = config.max_position
         self.vocab_size = config.vocab_size
         tokenizer = ModelTokenizer(definition, config.vocab_size)
