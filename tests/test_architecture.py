@@ -17,12 +17,12 @@ FOLDERS = ("runtime", "streaming", "export")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 MAX_FILE_LINES = 300
-LINE_BUDGET = 11_600
+LINE_BUDGET = 30_000
 """Of the three folders together. Raising it is a change to defend in review."""
 
 MAY_IMPORT = {"runtime": {"runtime"}, "streaming": {"runtime", "streaming"}, "export": {"runtime", "export"}}
 COMMAND_LINE = ("streaming/cli.py", "streaming/commands/")
-COMPUTING = ("runtime/model/", "runtime/steps/", "runtime/weights/", "export/")
+COMPUTING = ("runtime/model/", "runtime/steps/", "runtime/cuda/", "runtime/kernels/", "runtime/weights/", "export/")
 """Only files under these load torch when imported; what is in them and need not, should not."""
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}

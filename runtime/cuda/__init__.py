@@ -1,0 +1,1 @@
+"""The step on an NVIDIA card: fixed-address state, staged changes, captured graphs."""

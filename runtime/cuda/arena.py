@@ -1,0 +1,88 @@
+"""What the device remembers by slot, at fixed addresses: one tensor of 32-bit words, cut into named regions.
+
+Captured graphs read the regions in place. The host changes them only by patches, lists of (word, value) that one
+kernel applies in stream order, so no graph ever sees half a change.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Words = NDArray[np.int32]
+
+
+class Arena:
+    """Declare regions, `allocate` once, then take `tensor` views. A region starts on a 64-word boundary."""
+
+    def __init__(self) -> None:
+        self._starts: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._words: Tensor | None = None
+        self.num_words = 0
+
+    def region(self, name: str, *shape: int, dtype: torch.dtype = torch.int32) -> None:
+        """Add a region of 32-bit values (int32 or float32), zeros at first."""
+        assert self._words is None and name not in self._starts and dtype.itemsize == 4
+        self._starts[name], self._shapes[name], self._dtypes[name] = self.num_words, shape, dtype
+        self.num_words += -(-prod(shape) // 64) * 64
+
+    def allocate(self, device: torch.device) -> None:
+        self._words = torch.zeros(self.num_words, dtype=torch.int32, device=device)
+
+    @property
+    def words(self) -> Tensor:
+        assert self._words is not None
+        return self._words
+
+    def tensor(self, name: str) -> Tensor:
+        """The region's values on the device, in its shape and type."""
+        start, shape = self._starts[name], self._shapes[name]
+        return self.words[start : start + prod(shape)].view(self._dtypes[name]).view(shape)
+
+    def start(self, name: str) -> int:
+        return self._starts[name]
+
+    def stride(self, name: str) -> int:
+        """Words from one entry of the first axis to the next."""
+        return prod(self._shapes[name][1:])
+
+
+class Patch:
+    """Changes to an arena, gathered on the host. Later writes to a word win only over those of earlier patches: within
+    one patch a word is written once."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._offsets: list[Words] = []
+        self._values: list[Words] = []
+        self.num_words = 0
+
+    def write(self, name: str, entry: int, values: ArrayLike, *, at: int = 0) -> None:
+        """Write `values` (integers, or floats for a float region) into an entry of the first axis, from its element
+        `at` on."""
+        is_float = self._arena._dtypes[name] == torch.float32
+        words = (
+            np.atleast_1d(np.asarray(values, dtype=np.float32 if is_float else np.int32))
+            .view(np.int32)
+            .ravel()
+        )
+        stride = self._arena.stride(name)
+        assert at + words.size <= stride, name
+        first = self._arena.start(name) + entry * stride + at
+        self._offsets.append(np.arange(first, first + words.size, dtype=np.int32))
+        self._values.append(words)
+        self.num_words += words.size
+
+    def packed(self, out: NDArray[np.int32]) -> int:
+        """Fill out [2, capacity] with offsets and values; gives how many."""
+        count = self.num_words
+        if count:
+            np.concatenate(self._offsets, out=out[0, :count])
+            np.concatenate(self._values, out=out[1, :count])
+        return count

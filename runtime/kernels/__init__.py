@@ -1,0 +1,1 @@
+"""Triton kernels, each beside its naive twin in torch. They run on the GPU, and through Triton's interpreter."""
