@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .backend import Tokenizer
 from .config import EngineConfig
@@ -18,6 +18,7 @@ from .errors import InvalidField
 from .events import FinishReason
 from .inbox import Inbox
 from .messages import Cancel, Generate, Output, Report, SchedulerStats
+from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
 from .response import Response
@@ -30,7 +31,12 @@ class Dispatcher:
     """`stats` holds the worker's latest counters; `idle` is set while no response is open."""
 
     def __init__(
-        self, config: EngineConfig, tokenizer: Tokenizer, inbox: Inbox, clock: Callable[[], float]
+        self,
+        config: EngineConfig,
+        tokenizer: Tokenizer,
+        inbox: Inbox,
+        clock: Callable[[], float],
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.stats = SchedulerStats()
         self.idle = asyncio.Event()
@@ -41,6 +47,7 @@ class Dispatcher:
         self._tokenizer = tokenizer
         self._inbox = inbox
         self._clock = clock
+        self._observers = observers
         self._queue = RequestQueue(max_requests=config.max_queued, max_tokens=config.max_queued_tokens)
         self._responses: dict[str, Response] = {}
         self._kept: OrderedDict[str, float] = OrderedDict()
@@ -116,6 +123,9 @@ class Dispatcher:
             self._late_events += 1
             return
         self._generated_tokens += len(output.tokens)
+        if output.tokens:
+            for observer in self._observers:
+                observer.advanced(response, len(output.tokens))
         self._queue.charge(response.request.user, len(output.tokens))
         try:
             if response.take(output):
@@ -168,6 +178,8 @@ class Dispatcher:
         self._num_open -= 1
         if not self._num_open:
             self.idle.set()
+        for observer in self._observers:
+            observer.ended(response)
         self._forget_old()
 
     def _forget_old(self) -> None:

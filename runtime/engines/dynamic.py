@@ -28,6 +28,7 @@ from ..events import Event
 from ..inbox import Inbox
 from ..intake import Intake, Options, Prompt
 from ..messages import Generate, News, Opened, Report, SchedulerStats, Stop, Stopped
+from ..observer import Observer
 from ..params import SamplingParams
 from ..process import switch_interval
 from ..response import Response
@@ -60,6 +61,7 @@ class DynamicEngine(AbstractEngine):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = checked_config(config)
+        self.observers: list[Observer] = []
         self.state = "closed"
         self._model = model
         self._clock = clock
@@ -210,18 +212,17 @@ class DynamicEngine(AbstractEngine):
     # Inside
 
     def _set_up(self) -> None:
-        config = self.config
-        context = min(self.backend.context_length, config.max_context or self.backend.context_length)
-        self.context_length = context
-        self.intake = Intake(self.backend, context, self._tokenizing, self._clock)
-        self._dispatcher = Dispatcher(config, self.backend.tokenizer, self._inbox, self._clock)
+        backend, config = self.backend, self.config
+        self.context_length = min(backend.context_length, config.max_context or backend.context_length)
+        self.intake = Intake(backend, self.context_length, self._tokenizing, self._clock)
+        self._dispatcher = Dispatcher(config, backend.tokenizer, self._inbox, self._clock, self.observers)
         make_scheduler = partial(
             Scheduler,
             max_batch_tokens=config.max_batch_tokens,
             prefix_cache=config.prefix_cache,
             secret=secrets.token_bytes(32),
         )
-        open_step = partial(self.backend.open_step, config)
+        open_step = partial(backend.open_step, config)
         self._worker = Worker(open_step, make_scheduler, self._inbox, self._post, self._clock)
         self._worker.start()
 
