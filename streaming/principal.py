@@ -54,6 +54,7 @@ def _digest(*parts: str) -> str:
     if not any(parts):
         return ""
     spelled = b"".join(
-        len(part).to_bytes(4, "big") + part for part in (text.encode(errors="surrogatepass") for text in parts)
+        len(part).to_bytes(4, "big") + part
+        for part in (text.encode(errors="surrogatepass") for text in parts)
     )
     return blake2b(spelled, digest_size=16).hexdigest()
