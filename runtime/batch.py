@@ -108,13 +108,17 @@ class RowOutcome(msgspec.Struct, frozen=True):
 class Capacity(msgspec.Struct, frozen=True):
     """What a step can hold: fixed when it opens. Page 0 is the step's own (padding writes there); the scheduler hands
     out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
-    gives at most `tokens_per_launch` tokens a launch."""
+    gives at most `tokens_per_launch` tokens a launch. `max_batch_tokens` bounds a launch, decodes included, though
+    every decoding row always runs; while rows decode, chunks take at most `mixed_tokens`, so that those keep their
+    pace."""
 
     num_pages: int
     page_size: int
     max_rows: int
     depth: int = 0
     tokens_per_launch: int = 1
+    max_batch_tokens: int = 512
+    mixed_tokens: int = 512
 
 
 class Ticket(Protocol):

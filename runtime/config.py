@@ -8,6 +8,15 @@ import msgspec
 
 from .errors import InvalidField
 
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "quantize": (None, "int8", "fp8"),
+    "kv_dtype": ("auto", "fp8"),
+    "mode": ("auto", "fast", "deterministic"),
+    "load_format": ("auto", "random"),
+}
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a user may set. Sizes are in bytes or tokens, times in seconds.
@@ -15,16 +24,30 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Raises `InvalidField` where a value is out of its range.
     """
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the first NVIDIA card if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantize: Literal["int8"] | None = None
-    max_rows: int = 32
-    """Rows that decode together. A request with n choices takes n."""
-    max_batch_tokens: int = 512
-    """Prefill and decode tokens of one step; a longer prompt is cut into chunks."""
+    quantize: Literal["int8", "fp8"] | None = None
+    """`int8` on the CPU, `fp8` on a card."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """What keys and values are kept in; `auto`: what the model computes in."""
+    mode: Literal["auto", "fast", "deterministic"] = "auto"
+    """Whether a row's tokens may depend, within rounding, on its neighbours. `auto`: `fast` on a card; the CPU is
+    always deterministic."""
+    load_format: Literal["auto", "random"] = "auto"
+    """`random`: weights are drawn, not read: the model's shape at its full speed, for measurements."""
+    max_rows: int | None = None
+    """Rows that decode together; a request with n choices takes n. None: 32 on the CPU, 256 on a card."""
+    max_batch_tokens: int | None = None
+    """Prefill and decode tokens of one step; a longer prompt is cut into chunks. None: what suits the device."""
     max_context: int | None = None
     """Caps the model's own context length."""
+    memory_bytes: int | None = None
+    """How much of the card's memory the engine may use, all told. None: what is free, less a margin."""
     kv_cache_bytes: int | None = None
     """None: what the machine has free, within reason."""
+    run_ahead: int = 2
+    """Launches in flight while one more is planned, on a card."""
     prefix_cache: bool = True
     max_queued: int = 1024
     """Requests that may wait for a seat; one more is refused at once."""
@@ -41,15 +64,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field in (
-            "max_rows",
-            "max_batch_tokens",
             "max_queued",
             "max_queued_tokens",
             "keep_finished_bytes",
         ):
             if not _is_count(getattr(self, field)):
                 raise InvalidField(field, "an integer of at least 1", getattr(self, field))
-        for field in ("max_context", "kv_cache_bytes", "num_threads"):
+        for field in (
+            "max_rows",
+            "max_batch_tokens",
+            "max_context",
+            "memory_bytes",
+            "kv_cache_bytes",
+            "num_threads",
+        ):
             value = getattr(self, field)
             if value is not None and not _is_count(value):
                 raise InvalidField(field, "None or an integer of at least 1", value)
@@ -60,10 +88,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         for field in ("prefix_cache", "tune_process"):
             if not isinstance(getattr(self, field), bool):
                 raise InvalidField(field, "true or false", getattr(self, field))
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise InvalidField("dtype", "'auto', 'float32' or 'bfloat16'", self.dtype)
-        if self.quantize not in (None, "int8"):
-            raise InvalidField("quantize", "None or 'int8'", self.quantize)
+        if not _is_count(self.run_ahead) or self.run_ahead > 8:
+            raise InvalidField("run_ahead", "an integer from 1 to 8", self.run_ahead)
+        for field, values in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in values:
+                known = [repr(known) for known in values]
+                raise InvalidField(field, f"{', '.join(known[:-1])} or {known[-1]}", value)
 
 
 def _is_count(value: object) -> bool:

@@ -39,6 +39,8 @@ class Dispatcher:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.stats = SchedulerStats()
+        self.max_rows = 1
+        """What the step holds, once it is open."""
         self.idle = asyncio.Event()
         self.idle.set()
         self._finished: Counter[str] = Counter()
@@ -194,4 +196,4 @@ class Dispatcher:
 
     def _retry_after_s(self) -> float:
         """A guess: a second for each time that the seats must be filled before a new request has its turn."""
-        return min(60.0, max(1.0, len(self._queue) / self._config.max_rows))
+        return min(60.0, max(1.0, len(self._queue) / self.max_rows))

@@ -35,16 +35,21 @@ class _Launched(NamedTuple):
 class Scheduler:
     """Owns seated and preempted rows; the queue on the loop owns the rest. One thread calls it.
 
-    `secret` keys the names of cached pages. `max_batch_tokens` bounds the tokens of a step, decodes included, though
-    every decoding row always runs.
+    `secret` keys the names of cached pages. `max_batch_tokens` overrides both of the step's own bounds.
     """
 
     def __init__(
-        self, capacity: Capacity, *, max_batch_tokens: int, prefix_cache: bool = True, secret: bytes = b""
+        self,
+        capacity: Capacity,
+        *,
+        max_batch_tokens: int | None = None,
+        prefix_cache: bool = True,
+        secret: bytes = b"",
     ) -> None:
         self.capacity = capacity
+        self._max_tokens = max_batch_tokens or capacity.max_batch_tokens
+        self._mixed_tokens = max_batch_tokens or capacity.mixed_tokens
         self.seating = Seating(capacity, prefix_cache=prefix_cache, secret=secret)
-        self._max_batch_tokens = max_batch_tokens
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._ghosts: list[Sequence] = []
@@ -98,7 +103,7 @@ class Scheduler:
         grown: list[tuple[int, tuple[int, ...]]] = []
         launch: list[_Launched] = []
         decoding = sum(row.decoding for row in self._running)
-        budget = max(self._max_batch_tokens - decoding, self.capacity.page_size)
+        budget = self._chunk_budget(decoding)
         for row in list(self._running):
             if row.slot < 0 or row.preempting or row.exhausted:
                 continue
@@ -114,6 +119,13 @@ class Scheduler:
         if not launch and not seats:
             return None
         return self._launch(launch, seats, grown)
+
+    def _chunk_budget(self, decoding: int) -> int:
+        """Prompt tokens of a launch beside `decoding` rows: at least a page, so that prompts always advance."""
+        budget = self._max_tokens - decoding
+        if decoding:
+            budget = min(budget, self._mixed_tokens)
+        return max(budget, self.capacity.page_size)
 
     def _launch(
         self, launch: list[_Launched], seats: list[Seat], grown: list[tuple[int, tuple[int, ...]]]

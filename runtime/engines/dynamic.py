@@ -186,7 +186,7 @@ class DynamicEngine(AbstractEngine):
 
         Raises as `submit` does, before anything runs.
         """
-        window = min(self.config.max_queued, 4 * self.config.max_rows)
+        window = min(self.config.max_queued, 4 * (self.config.max_rows or 256))
         jobs = each_prompt(prompts, sampling_params)
         answers = answer_all(jobs, options, self._accept, self._admit, window)
         if self._home is not None and self._home.is_elsewhere:
@@ -241,6 +241,7 @@ class DynamicEngine(AbstractEngine):
         elif isinstance(news, Opened):
             pages, rows = news.capacity.num_pages - 1, news.capacity.max_rows
             self._dispatcher.stats = SchedulerStats(free_rows=rows, pages_total=pages)
+            self._dispatcher.max_rows = rows
             if not self._opened.done():
                 self._opened.set_result(None)
         else:

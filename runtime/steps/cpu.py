@@ -19,7 +19,7 @@ from ..model.layers import Weights, load_layers
 from ..model.program import Program
 from .kernels import Kernels, choose_kernels, find_tile
 from .layout import Layout, LayoutBuilder, Span, Tile, chunk_spans, decode_spans
-from .memory import PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
+from .memory import MAX_ROWS, PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
 from .prompt_scores import PromptScorer
 from .sampler import Drawn, Row, sample
 from .slots import Slots
@@ -63,16 +63,17 @@ class CpuStep:
         *,
         compiled: bool = True,
     ) -> None:
-        self.capacity = Capacity(num_pages=plan.num_pages, page_size=PAGE_TOKENS, max_rows=config.max_rows)
+        max_rows = config.max_rows or MAX_ROWS
+        self.capacity = Capacity(num_pages=plan.num_pages, page_size=PAGE_TOKENS, max_rows=max_rows)
         self._model, self._floor, self._tuned = model, kernels.floor, config.tune_process
         self._program = Program(kernels.linears, compiled=compiled)
         with torch.inference_mode():
             self._layers = load_layers(model, weights, kernels.linears.pack, kernels.dtype, plan.context)
-            self._tile = self._find_tile(kernels, config.max_batch_tokens)
+            self._tile = self._find_tile(kernels, config.max_batch_tokens or self.capacity.max_batch_tokens)
             rows = plan.num_pages * 2 * model.num_kv_heads * PAGE_TOKENS
             shape = (rows, model.head_dim)
             self._pools = [torch.zeros(shape, dtype=kernels.dtype) for _ in range(model.num_layers)]
-        self._slots = Slots(config.max_rows, -(-plan.context // PAGE_TOKENS))
+        self._slots = Slots(max_rows, -(-plan.context // PAGE_TOKENS))
         self._layouts = LayoutBuilder(self._slots, model.num_kv_heads, model.sliding_window, kernels.dtype)
         self._slides = [
             model.sliding_window is not None and (model.sliding_layers is None or model.sliding_layers[i])

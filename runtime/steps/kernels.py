@@ -38,6 +38,9 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
         else torch.float32
     )
     floor = 1 if dtype == torch.bfloat16 else 16
+    if config.quantize == "fp8" or config.kv_dtype == "fp8":
+        field = "quantize" if config.quantize == "fp8" else "kv_dtype"
+        raise InvalidField(field, "what the CPU computes in; fp8 needs an NVIDIA card", "fp8")
     if config.quantize == "int8":
         if not (onednn and torch.cpu._is_vnni_supported()):
             raise InvalidField("quantize", "None: int8 needs oneDNN and a CPU with VNNI", config.quantize)

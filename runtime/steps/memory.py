@@ -12,6 +12,8 @@ from ..errors import CannotServe
 from ..model.config import ModelConfig
 
 PAGE_TOKENS = 32
+MAX_ROWS = 32
+"""Unless the engine's settings say otherwise."""
 DEFAULT_POOL_BYTES = 2 * 2**30
 
 
@@ -42,7 +44,7 @@ def plan_memory(
     else:
         budget = DEFAULT_POOL_BYTES if free_bytes is None else min(DEFAULT_POOL_BYTES, free_bytes // 4)
         num_pages = max(budget // page_bytes - 1, one_context)
-    num_pages = min(num_pages, one_context * config.max_rows)
+    num_pages = min(num_pages, one_context * (config.max_rows or MAX_ROWS))
     pool_bytes = (num_pages + 1) * page_bytes
     if free_bytes is not None and weight_bytes + pool_bytes > free_bytes:
         room = max(0, free_bytes - weight_bytes)

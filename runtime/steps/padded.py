@@ -20,7 +20,7 @@ from ..model.config import ModelConfig
 from ..model.forward import activate, norm, rotate
 from ..model.layers import Packed, Weights, load_layers
 from .kernels import choose_kernels
-from .memory import free_memory, weight_bytes
+from .memory import MAX_ROWS, free_memory, weight_bytes
 from .sampler import Row, sample, token_logprobs
 from .threads import torch_threads
 
@@ -34,7 +34,7 @@ class PaddedModel:
             raise InvalidField(
                 "quantize", "None: padded batches compute in the model's own precision", config.quantize
             )
-        self.max_rows = config.max_rows
+        self.max_rows = config.max_rows or MAX_ROWS
         self._model = model
         context = min(model.max_position, config.max_context or model.max_position)
         dtype = choose_kernels(model, config).dtype

@@ -89,7 +89,7 @@ class ScriptedBackend:
             raise ModelError(f"{path}: not a script: {error}") from None
 
     def open_step(self, config: EngineConfig) -> ScriptedStep:
-        rows = min(config.max_rows, self.script.max_rows)
+        rows = min(config.max_rows or self.script.max_rows, self.script.max_rows)
         context = self._context(config)
         needed = _pages(context)
         num_pages = rows * needed if config.kv_cache_bytes is None else config.kv_cache_bytes // PAGE_SIZE
@@ -98,7 +98,7 @@ class ScriptedBackend:
         return self._perform(Capacity(num_pages, PAGE_SIZE, rows))
 
     def open_padded(self, config: EngineConfig) -> ScriptedPadded:
-        rows = max(MAX_CHOICES, min(config.max_rows, self.script.max_rows))
+        rows = max(MAX_CHOICES, min(config.max_rows or self.script.max_rows, self.script.max_rows))
         needed = _pages(self._context(config))
         return ScriptedPadded(self._perform(Capacity(rows * needed + 1, PAGE_SIZE, rows)), needed)
 

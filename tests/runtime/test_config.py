@@ -10,8 +10,16 @@ import pytest
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.errors import InvalidField
 
-POSITIVE = ("max_rows", "max_batch_tokens", "max_queued", "max_queued_tokens", "keep_finished_bytes")
-OPTIONAL = ("max_context", "kv_cache_bytes", "num_threads")
+POSITIVE = ("run_ahead", "max_queued", "max_queued_tokens", "keep_finished_bytes")
+OPTIONAL = ("max_rows", "max_batch_tokens", "max_context", "memory_bytes", "kv_cache_bytes", "num_threads")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "quantize": (None, "int8", "fp8"),
+    "kv_dtype": ("auto", "fp8"),
+    "mode": ("auto", "fast", "deterministic"),
+    "load_format": ("auto", "random"),
+}
 SECONDS = ("step_timeout_s", "keep_finished_s")
 FLAGS = ("prefix_cache", "tune_process")
 
@@ -20,8 +28,9 @@ BAD: list[tuple[str, Any]] = [
     *((field, None) for field in POSITIVE + SECONDS + FLAGS),
     *((field, value) for field in SECONDS for value in (0, -1.0, True, "1", math.nan)),
     *((field, value) for field in FLAGS for value in (0, 1, "yes")),
-    *(("dtype", value) for value in ("float16", None, [], 1)),
-    *(("quantize", value) for value in ("int4", "", 8, [])),
+    *((field, value) for field in CHOICES for value in ("float16", "", 8, [])),
+    *((field, None) for field in CHOICES if field != "quantize"),
+    ("run_ahead", 9),
 ]
 
 
@@ -39,8 +48,7 @@ def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
         *((field, None) for field in OPTIONAL),
         *((field, value) for field in SECONDS for value in (1, 0.001, math.inf)),
         *((field, value) for field in FLAGS for value in (True, False)),
-        *(("dtype", value) for value in ("auto", "float32", "bfloat16")),
-        *(("quantize", value) for value in (None, "int8")),
+        *((field, value) for field, values in CHOICES.items() for value in values),
     ],
 )
 def test_a_good_value_is_taken(field: str, value: Any) -> None:

@@ -1,0 +1,72 @@
+"""How large the step's device memory is, in elements, before anything is allocated. No torch: `jitney plan` reads it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import msgspec
+
+from ..model.config import ModelConfig
+
+PAGE_TOKENS = 64
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+CHUNK_ROWS = 64
+"""Chunks of one forward pass; a batch with more is run in several."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """`prefill_tokens` and `max_rows` bound one forward pass; `num_pages` counts page 0, the step's own."""
+
+    context: int
+    max_rows: int
+    prefill_tokens: int
+    num_pages: int
+
+    @property
+    def pages_per_row(self) -> int:
+        return -(-self.context // PAGE_TOKENS)
+
+    @property
+    def num_slots(self) -> int:
+        """One more than rows: the last belongs to padding."""
+        return self.max_rows + 1
+
+    @property
+    def max_tokens(self) -> int:
+        return self.row_buckets[-1] + self.prefill_tokens
+
+    @property
+    def max_samples(self) -> int:
+        """Rows of logits: every decoding row, and the last token of every chunk."""
+        return self.row_buckets[-1] + CHUNK_ROWS
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Sizes of decode batches that have a graph; the last holds every row."""
+        return (*(bucket for bucket in ROW_BUCKETS if bucket < self.max_rows), self.max_rows)
+
+
+def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Activations of one forward pass, in the model's own type."""
+    heads = model.num_heads + 2 * model.num_kv_heads
+    ups = 2 if model.gated_mlp else 1
+    tokens = sizes.max_tokens
+    return {
+        "x": (tokens, model.hidden_size),
+        "normed": (tokens, model.hidden_size),
+        "qkv": (tokens, heads * model.head_dim),
+        "attended": (tokens, model.num_heads * model.head_dim),
+        "ups": (tokens, ups * model.intermediate_size),
+        "activated": (tokens, model.intermediate_size),
+        "chosen": (sizes.max_samples, model.hidden_size),
+        "logits": (sizes.max_samples, model.vocab_size),
+    }
+
+
+def page_elements(model: ModelConfig) -> int:
+    """Keys and values of one page in all layers."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * PAGE_TOKENS
+
+
+def buffer_elements(model: ModelConfig, sizes: Sizes) -> int:
+    return sum(prod(shape) for shape in buffer_shapes(model, sizes).values())
