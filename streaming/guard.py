@@ -1,91 +1,159 @@
-"""Who may come in: a bearer key, and for browsers the page's origin and the host it asked for.
+"""ASGI middleware before every route: who may come in, as whom, and how many at a time.
 
-A page cannot know the key, so with one only the Origin is checked. Without one a page of another site could still
-reach a server on this machine under a name that it controls, so there the Host must be a loopback name too.
+What may not come in ends here, with a status that says why. What comes in finds its principal in
+`scope["state"]["principal"]` and a request id in `scope["state"]["request_id"]`, which its answer's headers carry too.
+A key that is revoked closes its sockets with 1008: their handlers are cancelled.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+import asyncio
+import secrets
+from collections.abc import Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..runtime.errors import QueueFull
+from .access.door import Door, Visit, is_preflight
+from .access.keys import RELOAD_S
 from .http import http_response
-from .protocols.errors import Refusal, invalid
+from .logs import request_id
+from .protocols.errors import Refusal, Refused, refusal
 
-OPEN_PATHS = ("/live",)
+REVOKED = 1008
+CLOSE_S = 5.0
+
+PREFLIGHT_S = "600"
 
 
 class Guard:
-    """ASGI middleware: HTTP requests and handshakes that may not come in end here, with 401 or 403."""
-
-    def __init__(
-        self, app: ASGIApp, api_key: str | None, allow_origins: Iterable[str], allow_hosts: Iterable[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, door: Door, max_requests: int) -> None:
         self._app = app
-        self._key = None if api_key is None else api_key.encode()
-        self._origins = frozenset(allow_origins)
-        self._hosts = frozenset(allow_hosts)
+        self._door = door
+        self._max_requests = max_requests
+        self._num_requests = 0
+        self._sockets: dict[str, set[anyio.CancelScope]] = {}
+        self._watching: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._check(scope) if scope["type"] in ("http", "websocket") else None
-        if refused is None:
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await http_response(refused)(scope, receive, send)
-        elif "websocket.http.response" in scope.get("extensions", {}):
-            await receive()
-            await http_response(refused)(scope, receive, send)
-        else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": refused.code})
+            return
+        name = f"req_{secrets.token_hex(8)}"
+        request_id.set(name)
+        try:
+            self._revoke(self._door.ring.refresh())
+            visit = self._door.enter(scope)
+            place = self._place(scope, visit)
+        except (Refused, QueueFull) as exc:
+            await _refuse(refusal(exc), scope, receive, _signing(send, name, None))
+            return
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state.update(principal=visit.principal, request_id=name)
+        send = _signing(send, name, visit)
+        with place:
+            if scope["type"] == "websocket":
+                await self._serve_socket(scope, receive, send, visit.principal.key)
+            elif is_preflight(scope, Headers(scope=scope)):
+                await _preflight(scope)(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> Refusal | None:
-        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
-            return None
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self._key is None and not self._is_own_host(host, scope.get("server")):
-            message = f"host {host[:80]!r} is not allowed here; the server may allow it by allow_hosts"
-            return invalid(message, code="host_not_allowed", status=403)
-        if origin is not None and not self._may_come_from(origin, host):
-            message = f"origin {origin[:80]!r} is not allowed here; the server may allow it by allow_origins"
-            return invalid(message, code="origin_not_allowed", status=403)
-        if self._key is not None and not self._has_key(headers.get("authorization", "")):
-            message = "a valid API key is required: Authorization: Bearer KEY"
-            return invalid(message, code="invalid_api_key", status=401)
-        return None
+    def _place(self, scope: Scope, visit: Visit) -> AbstractContextManager[None]:
+        """A place among those that are served at a time, taken now. Raises `Refused` or `QueueFull`."""
+        if visit.is_health:
+            return nullcontext()
+        if scope["type"] == "websocket":
+            return self._door.quotas.connected(visit.principal.key)
+        if self._num_requests >= self._max_requests:
+            raise Refused(_busy(f"{self._max_requests} requests are open, the most that may be"))
+        self._num_requests += 1
+        return self._placed()
 
-    def _has_key(self, authorization: str) -> bool:
-        scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("latin-1", errors="replace")
-        return self._key is not None and hmac.compare_digest(given, self._key) and scheme.lower() == "bearer"
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
 
-    def _may_come_from(self, origin: str, host: str) -> bool:
-        page = _netloc(origin)
-        return origin in self._origins or (page != "" and page == host.lower()) or _is_loopback(page)
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send, key: str) -> None:
+        mine = self._sockets.setdefault(key, set())
+        with anyio.CancelScope() as revoked:
+            mine.add(revoked)
+            self._watch()
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                mine.discard(revoked)
+                if not mine:
+                    self._sockets.pop(key, None)
+        if revoked.cancelled_caught:
+            with anyio.move_on_after(CLOSE_S):
+                await send({"type": "websocket.close", "code": REVOKED, "reason": "the key was revoked"})
 
-    def _is_own_host(self, host: str, server: tuple[str, int | None] | None) -> bool:
-        address = server[0] if server else ""
-        listens_on_loopback = _is_loopback(f"[{address}]" if ":" in address else address)
-        return not listens_on_loopback or _is_loopback(host) or host in self._hosts
+    def _watch(self) -> None:
+        """Look at the keys while sockets are open, whether or not anybody asks for something."""
+        if self._watching is None and self._sockets and not self._door.ring.is_open:
+            self._watching = asyncio.get_running_loop().call_later(RELOAD_S, self._look)
+
+    def _look(self) -> None:
+        self._watching = None
+        self._revoke(self._door.ring.refresh())
+        self._watch()
+
+    def _revoke(self, names: set[str]) -> None:
+        for name in names:
+            for socket in list(self._sockets.get(name, ())):
+                socket.cancel()
 
 
-def _netloc(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+def _signing(send: Send, name: str, visit: Visit | None) -> Send:
+    """`send`, with what every answer says of itself in its headers."""
+
+    async def signed(message: Message) -> None:
+        kind = message["type"]
+        if kind in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+            headers = MutableHeaders(raw=list(message.get("headers", ())))
+            headers["x-request-id"] = name
+            if visit is not None and visit.origin is not None and kind == "http.response.start":
+                headers["access-control-allow-origin"] = visit.origin
+                headers["access-control-expose-headers"] = "x-request-id, retry-after"
+                headers.add_vary_header("origin")
+            message = {**message, "headers": headers.raw}
+            if kind == "websocket.accept" and visit is not None and not message.get("subprotocol"):
+                message["subprotocol"] = visit.subprotocol
+        await send(message)
+
+    return signed
 
 
-def _is_loopback(netloc: str) -> bool:
-    """Of a host with or without a port."""
-    try:
-        name = urlsplit(f"//{netloc}").hostname or ""
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
+async def _refuse(refused: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """A handshake is refused with a status where the server can: browsers and SDKs see no other reason."""
+    if scope["type"] == "http":
+        await http_response(refused)(scope, receive, send)
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        await receive()
+        await http_response(refused)(scope, receive, send)
+    else:
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": refused.code})
+
+
+def _preflight(scope: Scope) -> Response:
+    asked = Headers(scope=scope).get("access-control-request-headers", "")[:1000]
+    allowed = {
+        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-headers": asked,
+        "access-control-max-age": PREFLIGHT_S,
+    }
+    return Response(status_code=204, headers=allowed)
+
+
+def _busy(message: str) -> Refusal:
+    return Refusal(status=503, type="server_error", message=message, code="server_busy", retry_after_s=1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.errors import InvalidField, JitneyError
+from .access.door import Door
 from .guard import Guard
 from .http import ExchangeRoute, http_response
 from .protocols.chat import ChatCompletion
@@ -41,8 +43,12 @@ def create_app(
     *,
     served_model_name: str | None = None,
     api_key: str | None = None,
+    keys_file: Path | None = None,
+    metrics_key: str | None = None,
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = (),
+    max_sockets: int = 4096,
+    max_requests: int = 4096,
     owns_engine: bool = False,
     max_body_bytes: int = 8 * 2**20,
     max_frame_bytes: int = 2**20,
@@ -51,10 +57,21 @@ def create_app(
 
     With `owns_engine` the app's lifespan starts and closes it; a mounted app has no lifespan, there the host does.
     `allow_origins` are further browser origins, such as "https://example.com"; `allow_hosts` are further Host headers
-    on a loopback address without a key, such as those that a proxy on this machine sends.
+    on a loopback address without a key, such as those that a proxy on this machine sends. `keys_file` holds `[[key]]`
+    tables (see `access.keys.Key`) and is read again when it changes; `metrics_key` opens `/metrics` where keys are
+    asked for. `max_sockets` and `max_requests` bound what is open at a time.
     """
-    if api_key == "":
-        raise InvalidField("api_key", "a key of at least one character, or None", api_key)
+    for field, value in (("api_key", api_key), ("metrics_key", metrics_key)):
+        if value == "":
+            raise InvalidField(field, "a key of at least one character, or None", value)
+    door = Door(
+        api_key=api_key,
+        keys_file=keys_file,
+        metrics_key=metrics_key,
+        allow_origins=allow_origins,
+        allow_hosts=allow_hosts,
+        max_sockets=max_sockets,
+    )
     service = Service(
         engine, served_model_name, max_body_bytes=max_body_bytes, max_frame_bytes=max_frame_bytes
     )
@@ -69,7 +86,7 @@ def create_app(
             Route("/live", routes.live),
             Route("/ready", routes.ready),
         ],
-        middleware=[Middleware(Guard, api_key, allow_origins, allow_hosts)],
+        middleware=[Middleware(Guard, door, max_requests)],
         exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},
         lifespan=_owning(engine) if owns_engine else None,
     )
