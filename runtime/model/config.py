@@ -56,3 +56,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     tied_embeddings: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """As stored in the checkpoint."""
+    quantization: Literal["int8", "int4", "fp8"] | None = None
+    """How the checkpoint stores the layers' linear weights, where not in `dtype`."""
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer's attention has a sliding window."""
+        if self.sliding_window is None:
+            return False
+        return self.sliding_layers is None or self.sliding_layers[layer]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import torch
@@ -14,6 +14,7 @@ from .config import ModelConfig
 from .rope import head_order, rotary_tables
 
 Pack = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+PackRounded = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
 Packed = dict[str, dict[str, Tensor]]
 
 
@@ -25,6 +26,15 @@ class Weights(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
+@runtime_checkable
+class RoundedWeights(Weights, Protocol):
+    """A checkpoint where matrices may be stored as int8."""
+
+    def rounded(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The matrix [out, in] and its scales [out]; None where it is stored otherwise."""
+        ...
+
+
 class Layers(msgspec.Struct, frozen=True):
     """Everything of a model that `forward` reads. `head` is the packed output layer."""
 
@@ -33,15 +43,33 @@ class Layers(msgspec.Struct, frozen=True):
     head: dict[str, Tensor]
 
 
-def load_layers(model: ModelConfig, weights: Weights, pack: Pack, dtype: torch.dtype, context: int) -> Layers:
-    """Read, fuse and pack, one layer at a time. Raises `ModelError` naming the tensor that is missing or misshapen."""
-    return _Loader(model, weights, pack, dtype).load(context)
+def load_layers(
+    model: ModelConfig,
+    weights: Weights,
+    pack: Pack,
+    dtype: torch.dtype,
+    context: int,
+    pack_rounded: PackRounded | None = None,
+) -> Layers:
+    """Read, fuse and pack, one layer at a time. `pack_rounded` takes matrices that are stored as int8 as they are;
+    without it they are floats again. Raises `ModelError` naming the tensor that is missing or misshapen."""
+    return _Loader(model, weights, pack, dtype, pack_rounded).load(context)
 
 
 class _Loader:
-    def __init__(self, model: ModelConfig, weights: Weights, pack: Pack, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: Weights,
+        pack: Pack,
+        dtype: torch.dtype,
+        pack_rounded: PackRounded | None,
+    ) -> None:
         self.model, self.weights, self.pack, self.dtype = model, weights, pack, dtype
+        self.pack_rounded = pack_rounded
         self.names = set(weights.names())
+        order = head_order(model)
+        self.order = None if order.equal(torch.arange(len(order))) else order
 
     def load(self, context: int) -> Layers:
         model = self.model
@@ -51,56 +79,66 @@ class _Loader:
         if model.learned_positions:
             rows = self.read("model.embed_positions.weight", None, model.hidden_size)
             shared["positions"] = {"weight": rows}
-        head = (
-            embed
-            if model.tied_embeddings
-            else self.read("lm_head.weight", model.vocab_size, model.hidden_size)
-        )
         layers = [self.layer(f"model.layers.{i}.") for i in range(model.num_layers)]
-        return Layers(shared, layers, self.pack(head, None))
+        head = {"lm_head": model.vocab_size}
+        packed = self.pack(embed, None) if model.tied_embeddings else self.linear("", head, model.hidden_size)
+        return Layers(shared, layers, packed)
 
     def layer(self, prefix: str) -> Packed:
         model, attention, mlp = self.model, prefix + "self_attn.", prefix + "mlp."
+        hidden, inner = model.hidden_size, model.intermediate_size
+        q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        ups = {"gate_proj": inner, "up_proj": inner} if model.gated_mlp else {"up_proj": inner}
         layer = {
             "attention_norm": self.norm(prefix + "input_layernorm"),
             "mlp_norm": self.norm(prefix + "post_attention_layernorm"),
-            "qkv": self.pack(*self.qkv(attention)),
-            "out": self.linear(
-                attention + "o_proj",
-                model.hidden_size,
-                model.num_heads * model.head_dim,
-                model.attention_out_bias,
+            "qkv": self.linear(
+                attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, hidden, bias=model.qkv_bias
             ),
-            "down": self.linear(
-                mlp + "down_proj", model.hidden_size, model.intermediate_size, model.mlp_bias
-            ),
+            "out": self.linear(attention, {"o_proj": hidden}, q, bias=model.attention_out_bias),
+            "up": self.linear(mlp, ups, hidden, bias=model.mlp_bias),
+            "down": self.linear(mlp, {"down_proj": hidden}, inner, bias=model.mlp_bias),
         }
-        names = ("gate_proj", "up_proj") if model.gated_mlp else ("up_proj",)
-        ups = [self.read(f"{mlp}{name}.weight", model.intermediate_size, model.hidden_size) for name in names]
-        biases = [self.read(f"{mlp}{name}.bias", model.intermediate_size) for name in names if model.mlp_bias]
-        layer["up"] = self.pack(torch.cat(ups), torch.cat(biases) if biases else None)
         if model.qk_norm:
             layer["qk_norm"] = self.qk_norm(attention)
         return layer
 
-    def qkv(self, prefix: str) -> tuple[Tensor, Tensor | None]:
-        model, dim = self.model, self.model.head_dim
-        order = head_order(model)
-        heads = {"q_proj": model.num_heads, "k_proj": model.num_kv_heads, "v_proj": model.num_kv_heads}
-        matrices, biases = [], []
-        for name, count in heads.items():
-            matrix = self.read(f"{prefix}{name}.weight", count * dim, model.hidden_size).view(count, dim, -1)
-            matrices.append((matrix if name == "v_proj" else matrix[:, order]).flatten(0, 1))
-            if model.qkv_bias:
-                bias = self.read(f"{prefix}{name}.bias", count * dim).view(count, dim)
-                biases.append((bias if name == "v_proj" else bias[:, order]).flatten())
-        return torch.cat(matrices), torch.cat(biases) if biases else None
+    def linear(
+        self, prefix: str, outputs: dict[str, int], inputs: int, *, bias: bool = False
+    ) -> dict[str, Tensor]:
+        """Several layers of the same inputs, `outputs` rows of each, as one."""
+        biases = [self.ordered(n, self.read(f"{prefix}{n}.bias", r)) for n, r in outputs.items() if bias]
+        joint = joined(biases) if biases else None
+        stored = [self.rounded(f"{prefix}{name}.weight", rows, inputs) for name, rows in outputs.items()]
+        if self.pack_rounded is not None and None not in stored:
+            pairs = [pair for pair in stored if pair is not None]
+            values, scales = (
+                joined([self.ordered(name, part) for name, part in zip(outputs, parts, strict=True)])
+                for parts in zip(*pairs, strict=True)
+            )
+            return self.pack_rounded(values, scales, joint)
+        parts = [self.ordered(n, self.read(f"{prefix}{n}.weight", r, inputs)) for n, r in outputs.items()]
+        return self.pack(joined(parts), joint)
+
+    def ordered(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of queries and keys in the order that the rotary kernel wants within each head."""
+        if name not in ("q_proj", "k_proj") or self.order is None:
+            return rows
+        return rows.view(-1, len(self.order), *rows.shape[1:])[:, self.order].flatten(0, 1)
+
+    def rounded(self, name: str, *shape: int) -> tuple[Tensor, Tensor] | None:
+        if self.pack_rounded is None or not isinstance(self.weights, RoundedWeights):
+            return None
+        found = self.weights.rounded(name)
+        if found is not None:
+            _check(name, found[0], shape)
+        return found
 
     def qk_norm(self, prefix: str) -> dict[str, Tensor]:
         """One weight for each query head, then one for each key head [heads + kv_heads, head_dim]."""
-        model, order = self.model, head_order(self.model)
-        q = self.read(prefix + "q_norm.weight", model.head_dim)[order]
-        k = self.read(prefix + "k_norm.weight", model.head_dim)[order]
+        model = self.model
+        q = self.ordered("q_proj", self.read(prefix + "q_norm.weight", model.head_dim))
+        k = self.ordered("k_proj", self.read(prefix + "k_norm.weight", model.head_dim))
         return {"weight": torch.cat([q.expand(model.num_heads, -1), k.expand(model.num_kv_heads, -1)])}
 
     def norm(self, name: str) -> dict[str, Tensor]:
@@ -109,17 +147,31 @@ class _Loader:
             tensors["bias"] = self.read(name + ".bias", self.model.hidden_size)
         return tensors
 
-    def linear(self, name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Tensor]:
-        weight = self.read(name + ".weight", outputs, inputs)
-        return self.pack(weight, self.read(name + ".bias", outputs) if bias else None)
-
     def read(self, name: str, *shape: int | None) -> Tensor:
         if name not in self.names:
             raise ModelError(f"{name}: expected in the checkpoint, not found")
         tensor = self.weights.get(name)
-        if len(tensor.shape) != len(shape) or any(
-            w not in (None, g) for w, g in zip(shape, tensor.shape, strict=True)
-        ):
-            wanted = " x ".join("any" if size is None else str(size) for size in shape)
-            raise ModelError(f"{name}: expected {wanted}, got {' x '.join(map(str, tensor.shape))}")
+        _check(name, tensor, shape)
         return tensor.to(self.dtype)
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """All rows in one tensor. Those that lie one after the other in memory are not copied."""
+    first = tensors[0]
+    storage, end = first.untyped_storage().data_ptr(), first.data_ptr()
+    for tensor in tensors:
+        if (
+            tensor.untyped_storage().data_ptr() != storage
+            or tensor.data_ptr() != end
+            or not tensor.is_contiguous()
+        ):
+            return torch.cat(tensors)
+        end += tensor.nbytes
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
+    fits = len(tensor.shape) == len(shape)
+    if not fits or any(w not in (None, g) for w, g in zip(shape, tensor.shape, strict=True)):
+        wanted = " x ".join("any" if size is None else str(size) for size in shape)
+        raise ModelError(f"{name}: expected {wanted}, got {' x '.join(map(str, tensor.shape))}")

@@ -12,11 +12,20 @@ from torch import Tensor
 
 def pack(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
     """weight [out, in] of any float type, rounded to [-127, 127] by channel. The packed weight is opaque."""
+    return pack_rounded(*rounded(weight), bias)
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [out, in] from -127 to 127, and the scale of each channel, float32 [out]."""
     wide = weight.float()
     scale = wide.abs().amax(1).clamp_min_(1e-12) / 127.0
-    rounded = (wide / scale[:, None]).round_().to(torch.int8)
+    return (wide / scale[:, None]).round_().to(torch.int8), scale
+
+
+def pack_rounded(values: Tensor, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """What `rounded` gave, ready for `linear`."""
     packed = {
-        "weight": torch.ops.onednn.qlinear_prepack(rounded, None),
+        "weight": torch.ops.onednn.qlinear_prepack(values, None),
         "scale": scale / 127.0,  # the activations' 1/127 is folded in
         "zero": torch.zeros(len(scale), dtype=torch.int64),
     }

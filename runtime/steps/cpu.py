@@ -7,6 +7,8 @@ pages and whatever its page numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +19,10 @@ from ..config import EngineConfig
 from ..model.config import ModelConfig
 from ..model.layers import Weights, load_layers
 from ..model.program import Program
+from ..weights.manifest import TileChoice
 from .kernels import Kernels, choose_kernels, find_tile
 from .layout import Layout, LayoutBuilder, Span, Tile, chunk_spans, decode_spans
+from .machine_tiles import known_tile
 from .memory import MAX_ROWS, PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
 from .prompt_scores import PromptScorer
 from .sampler import Drawn, Row, sample
@@ -26,8 +30,10 @@ from .slots import Slots
 from .threads import torch_threads
 
 
-def open_cpu_step(model: ModelConfig, weights: Weights, config: EngineConfig) -> Step:
-    """Plan the memory, then read the weights and make ready.
+def open_cpu_step(
+    model: ModelConfig, weights: Weights, config: EngineConfig, tiles: Sequence[TileChoice] = ()
+) -> Step:
+    """Plan the memory, then read the weights and make ready. `tiles` were found by an earlier trial.
 
     Raises `CannotServe` where a context does not fit, `ModelError` where a tensor is missing or misshapen,
     `InvalidField` where the machine has no kernels for what is asked.
@@ -43,7 +49,7 @@ def open_cpu_step(model: ModelConfig, weights: Weights, config: EngineConfig) ->
     if config.tune_process:
         torch_threads.acquire(config.num_threads)
     try:
-        return CpuStep(model, weights, config, kernels, plan)
+        return CpuStep(model, weights, config, kernels, plan, tiles)
     except BaseException:
         if config.tune_process:
             torch_threads.release()
@@ -60,6 +66,7 @@ class CpuStep:
         config: EngineConfig,
         kernels: Kernels,
         plan: MemoryPlan,
+        tiles: Sequence[TileChoice] = (),
         *,
         compiled: bool = True,
     ) -> None:
@@ -68,17 +75,16 @@ class CpuStep:
         self._model, self._floor, self._tuned = model, kernels.floor, config.tune_process
         self._program = Program(kernels.linears, compiled=compiled)
         with torch.inference_mode():
-            self._layers = load_layers(model, weights, kernels.linears.pack, kernels.dtype, plan.context)
-            self._tile = self._find_tile(kernels, config.max_batch_tokens or self.capacity.max_batch_tokens)
+            pack, pack_rounded = kernels.linears.pack, kernels.pack_rounded
+            self._layers = load_layers(model, weights, pack, kernels.dtype, plan.context, pack_rounded)
+            most = config.max_batch_tokens or self.capacity.max_batch_tokens
+            self._tile = known_tile(kernels, most, tiles) or self.find_tile(kernels, most)
             rows = plan.num_pages * 2 * model.num_kv_heads * PAGE_TOKENS
             shape = (rows, model.head_dim)
             self._pools = [torch.zeros(shape, dtype=kernels.dtype) for _ in range(model.num_layers)]
         self._slots = Slots(max_rows, -(-plan.context // PAGE_TOKENS))
         self._layouts = LayoutBuilder(self._slots, model.num_kv_heads, model.sliding_window, kernels.dtype)
-        self._slides = [
-            model.sliding_window is not None and (model.sliding_layers is None or model.sliding_layers[i])
-            for i in range(model.num_layers)
-        ]
+        self._slides = [model.slides(layer) for layer in range(model.num_layers)]
         self._scorer = PromptScorer(self._logits)
 
     def launch(self, batch: Batch) -> Ticket:
@@ -105,7 +111,8 @@ class CpuStep:
             self._tuned = False
             torch_threads.release()
 
-    def _find_tile(self, kernels: Kernels, most: int) -> Tile:
+    def find_tile(self, kernels: Kernels, most: int) -> Tile:
+        """By trying the kernels out on this machine, for batches of up to `most` tokens."""
         model, layer = self._model, self._layers.layers[0]
         inputs = {"qkv": model.hidden_size, "out": model.num_heads * model.head_dim}
         inputs |= {"up": model.hidden_size, "down": model.intermediate_size}

@@ -13,6 +13,7 @@ from ..config import EngineConfig
 from ..errors import InvalidField
 from ..model import linear_int8, linear_onednn, linear_plain
 from ..model.config import ModelConfig
+from ..model.layers import PackRounded
 from ..model.program import Program
 from .layout import Tile
 
@@ -24,11 +25,14 @@ class Kernels(msgspec.Struct, frozen=True):
     linears: ModuleType
     linear_bytes: int
     floor: int
+    pack_rounded: PackRounded | None = None
+    """For matrices that the checkpoint stores as int8."""
 
 
 def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
-    """`auto` is bfloat16 where oneDNN computes it natively, else float32. Raises `InvalidField` for int8 without
-    a machine for it."""
+    """`auto` is bfloat16 where oneDNN computes it natively, else float32. A checkpoint of int8 is computed as such
+    where the machine can, in `dtype` elsewhere; so are the narrower ones. Raises `InvalidField` for int8 that is
+    asked for without a machine for it."""
     onednn = torch._C._has_mkldnn
     native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
@@ -41,10 +45,11 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     if config.quantize == "fp8" or config.kv_dtype == "fp8":
         field = "quantize" if config.quantize == "fp8" else "kv_dtype"
         raise InvalidField(field, "what the CPU computes in; fp8 needs an NVIDIA card", "fp8")
-    if config.quantize == "int8":
-        if not (onednn and torch.cpu._is_vnni_supported()):
-            raise InvalidField("quantize", "None: int8 needs oneDNN and a CPU with VNNI", config.quantize)
-        return Kernels(dtype, linear_int8, 1, floor)
+    vnni = onednn and torch.cpu._is_vnni_supported()
+    if config.quantize == "int8" and not vnni:
+        raise InvalidField("quantize", "None: int8 needs oneDNN and a CPU with VNNI", config.quantize)
+    if vnni and "int8" in (config.quantize, model.quantization):
+        return Kernels(dtype, linear_int8, 1, floor, linear_int8.pack_rounded)
     return Kernels(dtype, linear_onednn if onednn else linear_plain, dtype.itemsize, floor)
 
 

@@ -14,6 +14,7 @@ from ..process import short_spins
 from ..text.definition import TokenizerDefinition
 from ..text.tokenizer import ModelTokenizer
 from .layout import check_layout
+from .manifest import TileChoice
 from .source import Weights
 
 
@@ -35,6 +36,7 @@ class Checkpoint:
         self.config = config
         self.weights = weights
         self.definition = definition
+        self.tiles: tuple[TileChoice, ...] = ()
         self.context_length = config.max_position
         self.vocab_size = config.vocab_size
         tokenizer = ModelTokenizer(definition, config.vocab_size)
@@ -50,7 +52,7 @@ class Checkpoint:
         with short_spins() if config.tune_process else nullcontext():
             from ..steps.cpu import open_cpu_step
 
-        return open_cpu_step(self.config, self.weights, config)
+        return open_cpu_step(self.config, self.weights, config, self.tiles)
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         with short_spins() if config.tune_process else nullcontext():

@@ -24,7 +24,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     embedding = "model.embed_tokens.weight"
     stored = _STORED[weights.dtype(embedding)] if embedding in weights.names() else "float32"
     config = hf_config(str(directory / "config.json"), fields, stored_dtype=stored)
-    definition = _tokenizer(directory)
+    definition = read_tokenizer(directory)
     settings_path = directory / "generation_config.json"
     settings = read_object(settings_path) if settings_path.is_file() else {}
     return Checkpoint(
@@ -38,7 +38,8 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     )
 
 
-def _tokenizer(directory: Path) -> TokenizerDefinition:
+def read_tokenizer(directory: Path) -> TokenizerDefinition:
+    """Raises `ModelError` naming the file."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{path}: missing; a tokenizer in another form is not served")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..backend import Backend
 from ..errors import ModelError
 from . import default_model
+from .engine import is_engine, open_engine
 from .huggingface import open_directory
 
 HUB_FILES = (
@@ -29,6 +30,8 @@ def open_backend(model: str | Path) -> Backend:
     path = Path(model)
     if isinstance(model, str) and model.lower() in default_model.NAMES:
         return open_directory(default_model.default_model(), default_model.NAMES[0])
+    if str(model) and is_engine(path):
+        return open_engine(path)
     if str(model) and path.is_dir():
         return open_directory(path, path.resolve().name)
     if path.suffix == ".gguf":
@@ -39,7 +42,7 @@ def open_backend(model: str | Path) -> Backend:
         return open_directory(_snapshot(model), model)
     raise ModelError(
         f"{model}: no such model; expected {default_model.NAMES[0]}, a directory with config.json,"
-        " a .gguf file, or a hub id such as org/name"
+        " an engine directory, a .gguf file, or a hub id such as org/name"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 MAX_HEADER_BYTES = 100_000_000
-_ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+STORED_BYTES = FLOAT_BYTES | {"I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
+"""What quantised checkpoints hold beside floats."""
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
     data_offsets: tuple[_Size, _Size]
@@ -32,12 +34,13 @@ class SafetensorsWeights:
     Raises `ModelError` naming the file and the tensor.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kinds: Mapping[str, int] = FLOAT_BYTES) -> None:
+        """`kinds`: the types that are read, and their sizes."""
         self.source = str(directory)
         self._files: dict[str, Path] = {}
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         for path in _files(directory):
-            for name, entry in _header(path).items():
+            for name, entry in read_header(path, kinds)[0].items():
                 if name in self._files:
                     raise ModelError(f"{path}: the tensor {name} is also in {self._files[name].name}")
                 self._files[name], self._entries[name] = path, entry
@@ -49,7 +52,7 @@ class SafetensorsWeights:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> str:
-        """As safetensors spells it: F32, F16 or BF16."""
+        """As safetensors spells it: F32, F16, BF16, …"""
         return self._entry(name).dtype
 
     def get(self, name: str) -> torch.Tensor:
@@ -64,7 +67,7 @@ class SafetensorsWeights:
             raise ModelError(f"{path}: tensor {name}: {error}") from error
         return tensor
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         try:
             return self._entries[name]
         except KeyError:
@@ -89,7 +92,8 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def _header(path: Path) -> dict[str, _Entry]:
+def read_header(path: Path, kinds: Mapping[str, int]) -> tuple[dict[str, Entry], int]:
+    """The tensors of a file, and where their data begins. Raises `ModelError` naming the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -102,17 +106,17 @@ def _header(path: Path) -> dict[str, _Entry]:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     raw = decoded(path, text, dict[str, msgspec.Raw])
     raw.pop("__metadata__", None)
-    entries = {name: decoded(path, entry, _Entry) for name, entry in raw.items()}
+    entries = {name: decoded(path, entry, Entry) for name, entry in raw.items()}
     for name, entry in entries.items():
-        _check(path, name, entry, size - 8 - length)
-    return entries
+        _check(path, name, entry, size - 8 - length, kinds)
+    return entries, 8 + length
 
 
-def _check(path: Path, name: str, entry: _Entry, data_bytes: int) -> None:
-    if entry.dtype not in _ELEMENT_BYTES:
-        served = ", ".join(_ELEMENT_BYTES)
+def _check(path: Path, name: str, entry: Entry, data_bytes: int, kinds: Mapping[str, int]) -> None:
+    if entry.dtype not in kinds:
+        served = ", ".join(kinds)
         raise ModelError(f"{path}: tensor {name}: expected one of {served}, found {entry.dtype[:40]!r}")
-    nbytes = _ELEMENT_BYTES[entry.dtype]
+    nbytes = kinds[entry.dtype]
     for size in entry.shape:
         nbytes *= size
     start, end = entry.data_offsets

@@ -1,0 +1,110 @@
+"""Weights of 8 and 4 bits under the names of compressed-tensors, as vLLM and TensorRT-LLM read them.
+
+`int8` and `fp8`: `….weight` with `….weight_scale` [out, 1]. `int4`: `….weight_packed`, eight columns in each int32,
+the lowest bits first, each plus 8; `….weight_scale` [out, groups].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE = ".weight_scale"
+PACKED = ".weight_packed"
+_NOT_WEIGHTS = (SCALE, ".weight_shape", ".k_scale", ".v_scale")
+
+
+class StoredTensors(Protocol):
+    """Tensors as a file has them."""
+
+    source: str
+
+    def names(self) -> Sequence[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str: ...
+
+    def get(self, name: str) -> torch.Tensor: ...
+
+
+class QuantizedWeights:
+    """`Weights`: `get` gives a narrowed matrix back as float32. `rounded` gives one of int8 as it is stored."""
+
+    def __init__(self, stored: StoredTensors) -> None:
+        """Raises `ModelError` where a narrowed matrix and its scales do not fit each other."""
+        self.source = stored.source
+        self._stored = stored
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._scaled: set[str] = set()
+        names = set(stored.names())
+        for name in stored.names():
+            if name.endswith(_NOT_WEIGHTS):
+                continue
+            base = name.removesuffix(PACKED).removesuffix(".weight")
+            narrow = stored.dtype(name) not in ("F32", "F16", "BF16")
+            if narrow and base + SCALE not in names:
+                raise ModelError(f"{self.source}: tensor {name}: expected {base + SCALE} beside it")
+            if narrow:
+                self._shapes[base + ".weight"] = self._checked(name, base + SCALE)
+                self._scaled.add(base + ".weight")
+            else:
+                self._shapes[name] = stored.shape(name)
+
+    def names(self) -> Sequence[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        try:
+            return self._shapes[name]
+        except KeyError:
+            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+
+    def get(self, name: str) -> torch.Tensor:
+        self.shape(name)
+        if name not in self._scaled:
+            return self._stored.get(name)
+        base = name.removesuffix(".weight")
+        scale = self._stored.get(base + SCALE).float()
+        if base + PACKED in self._stored.names():
+            values = unpacked(self._stored.get(base + PACKED))
+            return (values.view(*scale.shape, -1).float() * scale[:, :, None]).flatten(1)
+        return self._stored.get(name).float() * scale
+
+    def rounded(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The int8 matrix [out, in] and its scales [out], float32; None where it is stored otherwise."""
+        if name not in self._scaled or name not in self._stored.names() or self._stored.dtype(name) != "I8":
+            return None
+        scale = self._stored.get(name.removesuffix(".weight") + SCALE)
+        return self._stored.get(name), scale.float().flatten()
+
+    def _checked(self, name: str, scale: str) -> tuple[int, ...]:
+        """The shape of the matrix that is meant."""
+        kind, shape, scales = self._stored.dtype(name), self._stored.shape(name), self._stored.shape(scale)
+        expected = "I32" if name.endswith(PACKED) else "I8 or F8_E4M3"
+        if kind not in expected.split(" or ") or len(shape) != 2:
+            raise ModelError(
+                f"{self.source}: tensor {name}: expected a matrix of {expected}, found {kind} {shape}"
+            )
+        shape = (shape[0], shape[1] * 8) if name.endswith(PACKED) else shape
+        groups = scales[1] if len(scales) == 2 else 0
+        fits = groups and scales[0] == shape[0] and shape[1] % groups == 0
+        if not fits or (groups != 1 and not name.endswith(PACKED)):
+            raise ModelError(
+                f"{self.source}: tensor {scale}: expected scales for a matrix of {shape}, found {scales}"
+            )
+        return shape
+
+
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """int32 [out, in / 8] to int8 [out, in], from -8 to 7."""
+    import torch
+
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    nibbles = (packed[:, :, None] >> shifts) & 15
+    return (nibbles - 8).to(torch.int8).flatten(1)
