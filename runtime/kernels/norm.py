@@ -1,0 +1,92 @@
+"""RMS and layer norms of rows, alone or after a residual addition. fp32 inside.
+
+One program takes one row whole, so a row's result depends on nothing else. The rounding is transformers': an RMS norm
+rounds the normed row to the storage type before its weight multiplies it, a layer norm rounds once, at the end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Norm(NamedTuple):
+    """A norm's weight [H], its bias [H] where it has one, and its kind: RMS, or layer norm."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    rms: bool
+
+
+@triton.jit
+def _norm(
+    x, delta, rows, weight, bias, out, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    source = row if rows is None else tl.load(rows + row).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < WIDTH
+    stored = tl.load(x + source * WIDTH + at, mask=inside, other=0.0)
+    if delta is not None:
+        added = stored.to(tl.float32) + tl.load(delta + row * WIDTH + at, mask=inside, other=0.0).to(
+            tl.float32
+        )
+        stored = added.to(x.dtype.element_ty)
+        tl.store(x + source * WIDTH + at, stored, mask=inside)
+    wide = stored.to(tl.float32)
+    scale = tl.load(weight + at, mask=inside, other=0.0)
+    if RMS:
+        wide = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
+        y = wide.to(x.dtype.element_ty).to(tl.float32) * scale.to(tl.float32)
+    else:
+        centred = tl.where(inside, wide - tl.sum(wide) / WIDTH, 0.0)
+        y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps) * scale.to(tl.float32)
+        if bias is not None:
+            y += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+def norm(x: Tensor, parameters: Norm, out: Tensor, rows: Tensor | None = None) -> None:
+    """x [T, H] contiguous; out [T, H], or [len(rows), H] of the rows named by the int32 `rows`."""
+    _launch(x, None, rows, parameters, out)
+
+
+def add_norm(x: Tensor, delta: Tensor, parameters: Norm, out: Tensor) -> None:
+    """Add delta [T, H] to x [T, H] in place; out [T, H] is the norm of the sum."""
+    _launch(x, delta, None, parameters, out)
+
+
+def _launch(x: Tensor, delta: Tensor | None, rows: Tensor | None, parameters: Norm, out: Tensor) -> None:
+    count, width = out.shape
+    block = triton.next_power_of_2(width)
+    if count:
+        _norm[(count,)](
+            x, delta, rows, parameters.weight, parameters.bias, out, parameters.eps,
+            width, block, parameters.rms, num_warps=min(16, max(1, block // 512)),
+        )  # fmt: skip
+
+
+def norm_reference(x: Tensor, parameters: Norm, rows: Tensor | None = None) -> Tensor:
+    """The naive twin of `norm`."""
+    if rows is not None:
+        x = x.index_select(0, rows)
+    wide = x.float()
+    if not parameters.rms:
+        bias = None if parameters.bias is None else parameters.bias.float()
+        return torch.layer_norm(wide, [x.size(1)], parameters.weight.float(), bias, parameters.eps).to(
+            x.dtype
+        )
+    normed = wide * wide.square().mean(-1, keepdim=True).add(parameters.eps).rsqrt()
+    return normed.to(x.dtype) * parameters.weight
+
+
+def add_norm_reference(x: Tensor, delta: Tensor, parameters: Norm) -> Tensor:
+    """The naive twin of `add_norm`."""
+    x.copy_((x.float() + delta.float()).to(x.dtype))
+    return norm_reference(x, parameters)

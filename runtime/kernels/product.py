@@ -1,0 +1,146 @@
+"""A product of a few rows: x [M, K] times weight [N, K], with a norm before it and an activation or an addition after.
+
+The weight is the left operand of the matrix unit and x, a tile of ROWS rows, its right one: so the long side of the
+weight fills the unit's 64 rows however few rows x has, and an 8-bit weight is widened in registers on its way in.
+The RMS norm's weight multiplies the tile of x on its way in, its squares are summed beside the product, and the
+accumulator is scaled at the end.
+
+Where N is too small to keep the card busy the columns are split: each program leaves its part in `parts`, and the one
+that arrives last adds the parts up in their order, so the sum does not depend on who arrived last.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .activation import activated
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _multiplied(w, y, total, PRECISION: tl.constexpr):
+    if INTERPRETED:  # whose `dot` knows no bf16
+        total += tl.dot(w.to(tl.float32), y.to(tl.float32))
+    else:
+        total = tl.dot(w.to(y.dtype), y, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _prefetch(weight, n, K, start, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr):
+    """Ask for the first COLUMNS columns of the rows `n`, a 128-byte line for each lane; nothing waits for them."""
+    line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+    column = tl.minimum(start + tl.arange(0, COLUMNS // line) * line, K - 1)
+    at = weight + n[:, None].to(tl.int64) * K + column[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _tile(weight, n, k, K, EVEN: tl.constexpr):
+    at = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    if EVEN:
+        w = tl.load(at, eviction_policy="evict_first")
+    else:
+        w = tl.load(at, mask=(k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    return w
+
+
+@triton.jit
+def _summed(parts, SPLITS: tl.constexpr, STRIDE):
+    total = tl.load(parts, cache_modifier=".cg")
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(parts + split * STRIDE, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def _finish(total, n, scale, bias):
+    if scale is not None:
+        total *= tl.load(scale + n)[:, None]
+    if bias is not None:
+        total += tl.load(bias + n).to(tl.float32)[:, None]
+    return total
+
+
+@triton.jit
+def product(
+    x, rows, weight, scale, bias, norm, out, parts, squares_parts, arrivals, eps, M, N, K,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """x [*, K]: its rows 0..M, or those named by rows [M]; out [M, N], added to where ADD. `norm` [K]: an RMS norm's
+    weight. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of M, splits. EVEN: BLOCK_K * SPLITS
+    divides K."""
+    block, part = tl.program_id(0), tl.program_id(2)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(n, N - 1)
+    m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    length = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
+    first = part * length
+    if PDL:
+        gdc_launch_dependents()
+        if PREFETCH > 0:
+            _prefetch(weight, row, K, first, BLOCK_N, PREFETCH)
+            if GATED:
+                _prefetch(weight, row + N, K, first, BLOCK_N, PREFETCH)
+        gdc_wait()
+    source = tl.minimum(m, M - 1)
+    if rows is not None:
+        source = tl.load(rows + source)
+    source = source.to(tl.int64) * K
+    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    gated = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
+    for start in range(first, min(first + length, K), BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        w = _tile(weight, row, k, K, EVEN)
+        if GATED:
+            v = _tile(weight, row + N, k, K, EVEN)
+        if EVEN:
+            y = tl.load(x + source[None, :] + k[:, None])
+        else:
+            y = tl.load(x + source[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
+        if norm is not None:
+            wide = y.to(tl.float32)
+            squares += tl.sum(wide * wide, 0)
+            y = (wide * tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(y.dtype)
+        total = _multiplied(w, y, total, PRECISION)
+        if GATED:
+            gated = _multiplied(v, y, gated, PRECISION)
+    if SPLITS > 1:
+        tile = tl.program_id(1) * tl.num_programs(0) + block
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        inside = tl.arange(0, BLOCK_N)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        stride = tiles * BLOCK_N * ROWS
+        parts += tile * BLOCK_N * ROWS + inside
+        tl.store(parts + part * stride, total)
+        squares_parts += tile * ROWS + tl.arange(0, ROWS)
+        if norm is not None:
+            tl.store(squares_parts + part * tiles * ROWS, squares)
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.store(arrivals + tile, 0)
+        total = _summed(parts, SPLITS, stride)
+        if norm is not None:
+            squares = _summed(squares_parts, SPLITS, tiles * ROWS)
+    if norm is not None:
+        rstd = tl.rsqrt(squares / K + eps)[None, :]
+        total *= rstd
+        gated *= rstd
+    total = _finish(total, row, scale, bias)
+    if ACTIVATION is not None:
+        total = activated(total, ACTIVATION)
+    if GATED:
+        total *= _finish(gated, row + N, scale, bias)
+    at = out + m[None, :].to(tl.int64) * N + n[:, None]
+    live = (m < M)[None, :] & (n < N)[:, None]
+    if ADD:
+        total += tl.load(at, mask=live, other=0.0).to(tl.float32)
+    tl.store(at, total.to(out.dtype.element_ty), mask=live)

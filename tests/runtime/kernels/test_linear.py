@@ -1,0 +1,165 @@
+"""Linear layers, fused and not, by every kernel, against their naive twins."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from jitney.runtime.kernels.activation import activation_reference
+from jitney.runtime.kernels.choice import Choice, Task
+from jitney.runtime.kernels.linear import Linears
+from jitney.runtime.kernels.norm import Norm, norm_reference
+from jitney.runtime.kernels.weight import Weight, product_reference, quantize_fp8, quantize_int8
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+K, N = 96, 80
+
+GEMV = Choice("gemv", block_n=2, block_k=64, warps=2, fuses_norm=True)
+SKINNY = Choice("product", block_n=32, block_k=32, stages=2, prefetch=64, rows=16, fuses_norm=True)
+SPLIT = Choice("product", block_n=32, block_k=32, splits=2, stages=2, rows=16, fuses_norm=True)
+TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16)
+LIBRARY = Choice("library")
+
+
+class Fixed(Linears):
+    """Always the same choice."""
+
+    def __init__(self, choice: Choice, dtype: torch.dtype) -> None:
+        super().__init__(DEVICE, dtype, max_tokens=40, normed_width=K, up_width=2 * N, eight_bit=True)
+        self._fixed = choice
+
+    def choice(self, task: Task) -> Choice:
+        return self._fixed
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
+
+
+def close(got: Tensor, expected: Tensor) -> bool:
+    return bool((got - expected).float().norm() <= TOLERANCE[got.dtype] * expected.float().norm())
+
+
+def weight(kind: str, outputs: int, dtype: torch.dtype, *, bias: bool = False) -> Weight:
+    values = drawn(outputs, K, dtype=dtype, seed=1) * 0.1
+    offset = drawn(outputs, dtype=dtype, seed=2) if bias else None
+    if kind == "plain":
+        return Weight(values, None, offset)
+    quantized, scale = quantize_fp8(values) if kind == "fp8" else quantize_int8(values)
+    return Weight(quantized, scale, offset)
+
+
+def blank(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
+
+
+def rms(dtype: torch.dtype) -> Norm:
+    return Norm(drawn(K, dtype=dtype, seed=3), None, 1e-6, True)
+
+
+KINDS = [
+    ("plain", torch.bfloat16),
+    ("plain", torch.float32),
+    ("fp8", torch.bfloat16),
+    ("int8", torch.bfloat16),
+]
+CASES = [
+    (choice, rows)
+    for choice, rows in itertools.product((GEMV, SKINNY, SPLIT, TILED, LIBRARY), (1, 3, 21))
+    if (rows == 1) == (choice is GEMV) and not (choice.fuses_norm and rows > 16)
+]
+
+
+@pytest.mark.parametrize("kind, dtype", KINDS)
+@pytest.mark.parametrize("choice, rows", CASES)
+def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, rows: int) -> None:
+    linears, x, norm = Fixed(choice, dtype), drawn(rows, K, dtype=dtype), rms(dtype)
+    w = weight(kind, N, dtype, bias=rows != 3)
+    out = blank(rows, N, dtype=dtype)
+    linears.linear(x, w, out)
+    assert close(out, product_reference(x, w).to(dtype))
+    linears.norm_linear(x, norm, w, out)
+    assert close(out, product_reference(norm_reference(x, norm), w).to(dtype))
+    residual = drawn(rows, N, dtype=dtype, seed=4)
+    expected = (residual.float() + product_reference(x, w)).to(dtype)
+    linears.linear_add(x, w, residual)
+    assert close(residual, expected)
+    linears.norm_up(x, norm, w, "gelu", out, gated=False)
+    ups = product_reference(norm_reference(x, norm), w)
+    assert close(out, activation_reference(ups, "gelu", gated=False).to(dtype))
+    if choice.splits == 1:
+        w = weight(kind, 2 * N, dtype, bias=rows != 3)
+        linears.norm_up(x, norm, w, "silu", out, gated=True)
+        ups = product_reference(norm_reference(x, norm), w)
+        assert close(out, activation_reference(ups, "silu", gated=True).to(dtype))
+
+
+@pytest.mark.parametrize("choice", [GEMV, SKINNY, SPLIT, LIBRARY])
+def test_rows_are_chosen_by_index(choice: Choice) -> None:
+    dtype = torch.bfloat16
+    linears, x, norm, w = (
+        Fixed(choice, dtype),
+        drawn(9, K, dtype=dtype),
+        rms(dtype),
+        weight("plain", N, dtype),
+    )
+    rows = torch.tensor([7] if choice is GEMV else [7, 0, 7], dtype=torch.int32, device=DEVICE)
+    out = blank(len(rows), N, dtype=dtype)
+    linears.norm_linear(x, norm, w, out, rows)
+    assert close(out, product_reference(norm_reference(x, norm, rows), w).to(dtype))
+
+
+@pytest.mark.parametrize("choice", [SKINNY, SPLIT, TILED])
+def test_a_row_of_nan_stays_its_own(choice: Choice) -> None:
+    dtype = torch.bfloat16
+    linears, x, w = Fixed(choice, dtype), drawn(5, K, dtype=dtype), weight("plain", N, dtype)
+    x[2] = torch.nan
+    out = blank(5, N, dtype=dtype)
+    linears.norm_linear(x, rms(dtype), w, out)
+    assert out.isfinite().all(dim=1).tolist() == [True, True, False, True, True]
+
+
+def test_a_split_product_leaves_its_workspace_ready() -> None:
+    dtype = torch.float32
+    linears, x, w = Fixed(SPLIT, dtype), drawn(16, K, dtype=dtype), weight("plain", N, dtype)
+    first, second = blank(16, N, dtype=dtype), blank(16, N, dtype=dtype)
+    linears.linear(x, w, first)
+    linears.linear(x, w, second)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "kind, dtype", [("plain", torch.bfloat16), ("plain", torch.float32), ("fp8", torch.bfloat16)]
+)
+def test_deterministic_rows_do_not_depend_on_their_number(kind: str, dtype: torch.dtype) -> None:
+    linears = Linears(DEVICE, dtype, max_tokens=70, normed_width=K, up_width=2 * N, deterministic=True)
+    x, norm, w = drawn(70, K, dtype=dtype), rms(dtype), weight(kind, N, dtype)
+    whole = blank(70, N, dtype=dtype)
+    linears.norm_linear(x, norm, w, whole)
+    for first, last in ((0, 1), (5, 22), (60, 70)):
+        part = blank(last - first, N, dtype=dtype)
+        linears.norm_linear(x[first:last], norm, w, part)
+        assert torch.equal(part, whole[first:last])
+
+
+def test_layer_norm_goes_before_the_product() -> None:
+    dtype = torch.float32
+    linears = Linears(DEVICE, dtype, max_tokens=3, normed_width=K, up_width=N)
+    norm = Norm(drawn(K, dtype=dtype, seed=3), drawn(K, dtype=dtype, seed=4), 1e-5, False)
+    x, w, out = drawn(3, K, dtype=dtype), weight("plain", N, dtype, bias=True), blank(3, N, dtype=dtype)
+    linears.norm_linear(x, norm, w, out)
+    assert close(out, product_reference(norm_reference(x, norm), w))
+
+
+def test_no_rows_are_no_work() -> None:
+    linears = Linears(DEVICE, torch.bfloat16, max_tokens=1, normed_width=K, up_width=N)
+    linears.linear(
+        torch.empty(0, K, dtype=torch.bfloat16, device=DEVICE),
+        weight("plain", N, torch.bfloat16),
+        torch.empty(0, N, dtype=torch.bfloat16, device=DEVICE),
+    )
