@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -73,10 +74,17 @@ class Intake:
         self._executor = executor
         self._clock = clock
 
-    async def encode(self, prompt: Prompt, *, add_bos: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, prompt: Prompt, *, add_bos: bool = True, template_options: dict[str, Any] | None = None
+    ) -> tuple[int, ...]:
         """The prompt's token ids. Raises `RequestError` naming the field."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._encode, prompt, None, add_bos)
+        return await loop.run_in_executor(self._executor, self._encode, prompt, template_options, add_bos)
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids of the vocabulary, special tokens included."""
+        decode = partial(self._tokenizer.decode, token_ids, skip_special_tokens=False)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, decode)
 
     async def accept(self, prompt: Prompt, params: SamplingParams, options: Options) -> Generate:
         """Raises `RequestError` naming the field."""

@@ -13,6 +13,7 @@ from starlette.responses import Response as HTTPResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.response import Response
+from .principal import Principal, principal_of
 from .protocols.errors import Refusal, invalid, refusal
 from .protocols.exchange import Exchange, Opened
 from .service import Service
@@ -34,12 +35,14 @@ class ExchangeRoute:
             async with anyio.create_task_group() as tasks:
                 send = _leaving(send, tasks.cancel_scope)
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-                answer = await self._answer(body, send)
+                answer = await self._answer(body, send, principal_of(scope))
                 if answer is not None:
                     await http_response(answer)(scope, receive, send)
                 tasks.cancel_scope.cancel()
 
-    async def _answer(self, body: bytes | Refusal, send: Send) -> bytes | Refusal | None:
+    async def _answer(
+        self, body: bytes | Refusal, send: Send, principal: Principal
+    ) -> bytes | Refusal | None:
         """The plain answer; None where it was streamed."""
         if isinstance(body, Refusal):
             return body
@@ -47,7 +50,7 @@ class ExchangeRoute:
         try:
             exchange = self._protocol(body, self._service.model)
             for generate in exchange.generates:
-                responses.append(await self._service.submit(generate))
+                responses.append(await self._service.submit(generate, principal))
             first = exchange.begin(self._opened(exchange))
             if exchange.is_stream:
                 await self._stream(exchange, first, responses, send)

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,15 +25,16 @@ from .http import ExchangeRoute, http_response
 from .protocols.chat import ChatCompletion
 from .protocols.completions import Completion
 from .protocols.errors import invalid, refusal
-from .protocols.fields import check_model
+from .routes.health import Health
+from .routes.metrics import MetricsRoute
+from .routes.models import Models
+from .routes.tickets import TicketOffice
+from .routes.tokenizing import Tokenizing
 from .service import Service
 from .websocket import ResponsesSocket
 
 if TYPE_CHECKING:
     from ..runtime.engines.dynamic import DynamicEngine
-
-STALLED_S = 30.0
-"""A step older than this makes the server not ready."""
 
 
 def create_app(
@@ -50,6 +49,7 @@ def create_app(
     max_sockets: int = 4096,
     max_requests: int = 4096,
     owns_engine: bool = False,
+    stalled_s: float = 30.0,
     max_body_bytes: int = 8 * 2**20,
     max_frame_bytes: int = 2**20,
 ) -> Starlette:
@@ -59,7 +59,8 @@ def create_app(
     `allow_origins` are further browser origins, such as "https://example.com"; `allow_hosts` are further Host headers
     on a loopback address without a key, such as those that a proxy on this machine sends. `keys_file` holds `[[key]]`
     tables (see `access.keys.Key`) and is read again when it changes; `metrics_key` opens `/metrics` where keys are
-    asked for. `max_sockets` and `max_requests` bound what is open at a time.
+    asked for. `max_sockets` and `max_requests` bound what is open at a time. A step older than
+    `stalled_s` makes the server not ready.
     """
     for field, value in (("api_key", api_key), ("metrics_key", metrics_key)):
         if value == "":
@@ -73,7 +74,11 @@ def create_app(
         max_sockets=max_sockets,
     )
     service = Service(
-        engine, served_model_name, max_body_bytes=max_body_bytes, max_frame_bytes=max_frame_bytes
+        engine,
+        served_model_name,
+        quotas=door.quotas,
+        max_body_bytes=max_body_bytes,
+        max_frame_bytes=max_frame_bytes,
     )
     routes = _Routes(service)
     app = Starlette(
@@ -81,10 +86,11 @@ def create_app(
             Route("/v1/chat/completions", ExchangeRoute(service, ChatCompletion), methods=["POST"]),
             Route("/v1/completions", ExchangeRoute(service, Completion), methods=["POST"]),
             WebSocketRoute("/v1/responses", routes.responses),
-            Route("/v1/models", routes.models),
-            Route("/v1/models/{model:path}", routes.model),
-            Route("/live", routes.live),
-            Route("/ready", routes.ready),
+            *Models(service).routes(),
+            *Tokenizing(service).routes(),
+            *TicketOffice(door).routes(),
+            *Health(engine, stalled_s).routes(),
+            *MetricsRoute(service).routes(),
         ],
         middleware=[Middleware(Guard, door, max_requests)],
         exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},
@@ -97,7 +103,6 @@ def create_app(
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._created = int(time())
 
     async def responses(self, websocket: WebSocket) -> None:
         try:
@@ -108,32 +113,6 @@ class _Routes:
         with suppress(WebSocketDisconnect):
             await socket.run()
 
-    async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model()]})
-
-    async def model(self, request: Request) -> Response:
-        check_model(request.path_params["model"], self._service.model)
-        return _json(self._model())
-
-    async def live(self, request: Request) -> Response:
-        return _json({"status": "live"})
-
-    async def ready(self, request: Request) -> Response:
-        stats = self._service.engine.stats()
-        is_ready = stats.state == "ready" and stats.step_age_s < STALLED_S
-        status = "stalled" if stats.state == "ready" and not is_ready else stats.state
-        return _json({"status": status, "step_age_s": stats.step_age_s}, 200 if is_ready else 503)
-
-    def _model(self) -> dict[str, Any]:
-        model = self._service.model
-        return {
-            "id": model,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "jitney",
-            "max_model_len": self._service.engine.context_length,
-        }
-
 
 def _owning(engine: DynamicEngine) -> Any:
     @asynccontextmanager
@@ -142,10 +121,6 @@ def _owning(engine: DynamicEngine) -> Any:
             yield
 
     return lifespan
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from ..runtime.backend import Backend
 from ..runtime.errors import EngineClosed, RequestError
+from .access.quotas import Quotas, Wishes, granted
+from .ledger import Ledger
+from .metrics import Metrics
+from .principal import ANONYMOUS, Principal
 from .protocols.generate import Generate
 
 if TYPE_CHECKING:
@@ -22,10 +27,15 @@ class Service:
         engine: DynamicEngine,
         served_model_name: str | None,
         *,
+        quotas: Quotas,
         max_body_bytes: int,
         max_frame_bytes: int,
     ) -> None:
         self.engine = engine
+        self.quotas = quotas
+        self.metrics = Metrics()
+        self.ledger = Ledger(quotas, self.metrics, lambda: self.model)
+        engine.observers.append(self.ledger)
         self.max_body_bytes = max_body_bytes
         self.max_frame_bytes = max_frame_bytes
         self._served_model_name = served_model_name
@@ -46,16 +56,34 @@ class Service:
         """The one name that requests may ask for. Raises `EngineClosed` before the engine has started."""
         return self.backend.name if self._served_model_name is None else self._served_model_name
 
-    async def submit(self, generate: Generate, response_id: str | None = None) -> Response:
-        """Raises what the engine's `submit` raises, with fields named as the client spelled them."""
-        options = generate.options()
+    async def submit(
+        self, generate: Generate, principal: Principal = ANONYMOUS, response_id: str | None = None
+    ) -> Response:
+        """Raises what the engine's `submit` raises, with fields named as the client spelled them, and `QueueFull`
+        where the principal's key has no room for one more answer."""
+        name = response_id or f"resp_{uuid4().hex}"
         try:
-            return await self.engine.submit(
-                generate.prompt, generate.params, response_id=response_id, **options
-            )
+            options = {**generate.options(), **self._terms(generate, principal)}
+            with self.ledger.opening(name, principal):
+                return await self.engine.submit(generate.prompt, generate.params, response_id=name, **options)
         except RequestError as exc:
             exc.field = generate.spelled.get(exc.field or "", exc.field)
             raise
+
+    def _terms(self, generate: Generate, principal: Principal) -> dict[str, Any]:
+        """For whom it runs, when, and with whom it shares cached prefixes. The `user` of a body counts only where
+        the key may name users and nobody else has."""
+        key = self.quotas.limits(principal.key)
+        wishes = granted(Wishes(generate.priority, generate.deadline_s), key)
+        if generate.user and not principal.user and (key is None or key.trusted):
+            principal = Principal(principal.key, generate.user)
+        salt = principal.salt(generate.cache_salt, by_user=key is not None and key.salt_by_user)
+        return {
+            "priority": wishes.priority,
+            "deadline_s": wishes.deadline_s,
+            "user": principal.share,
+            "cache_salt": salt,
+        }
 
     @contextmanager
     def answering(self) -> Iterator[None]:

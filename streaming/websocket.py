@@ -18,6 +18,7 @@ import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.response import Response
+from .principal import principal_of
 from .protocols.errors import refusal
 from .protocols.session import Action, Begin, ResponsesSession, Stop, Turn
 from .service import Service
@@ -32,6 +33,7 @@ class ResponsesSocket:
     def __init__(self, service: Service, websocket: WebSocket) -> None:
         self._service = service
         self._websocket = websocket
+        self._principal = principal_of(websocket.scope)
         self._open: dict[str, Response] = {}
         self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
@@ -96,7 +98,7 @@ class ResponsesSocket:
         turn = begin.turn
         with self._service.answering():
             try:
-                response = await self._service.submit(begin.generate, turn.id)
+                response = await self._service.submit(begin.generate, self._principal, turn.id)
             except Exception as exc:
                 await self._perform(self._session.refused(turn, refusal(exc)))
                 return

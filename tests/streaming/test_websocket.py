@@ -149,6 +149,7 @@ class StuckSocket:
     """A Starlette WebSocket whose client reads one frame for each permit."""
 
     def __init__(self) -> None:
+        self.scope: dict[str, Any] = {}
         self.incoming: asyncio.Queue[Any] = asyncio.Queue()
         self.sent: list[Any] = []
         self.permits = asyncio.Semaphore(0)

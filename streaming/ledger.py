@@ -1,0 +1,101 @@
+"""Whose each open answer is, and what it used: told to the quotas and the metrics, and to the log when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..runtime.observer import Observer
+from .access.quotas import Quotas
+from .logs import Usage, log_usage, request_id
+from .metrics import Metrics
+from .principal import Principal
+
+if TYPE_CHECKING:
+    from ..runtime.response import Response
+
+
+class _Account:
+    """`prompt_is_due`: nothing has been charged for the prompt yet."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.request_id = request_id.get()
+        self.prompt_is_due = True
+        self.last_token: float | None = None
+
+
+class Ledger(Observer):
+    """Observes an engine for one app. Answers that did not come through the app are nobody's, and left alone.
+
+    `model` is the name that the app serves it under; `clock` gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        quotas: Quotas,
+        metrics: Metrics,
+        model: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._quotas = quotas
+        self._metrics = metrics
+        self._model = model
+        self._clock = clock
+        self._open: dict[str, _Account] = {}
+
+    @contextmanager
+    def opening(self, response_id: str, principal: Principal) -> Iterator[None]:
+        """Around the submission of an answer. Raises `QueueFull` where its key has no room for it."""
+        self._quotas.enter(principal.key)
+        self._open[response_id] = _Account(principal.key)
+        try:
+            yield
+        except BaseException:
+            if self._open.pop(response_id, None) is not None:
+                self._quotas.leave(principal.key)
+            raise
+
+    def advanced(self, response: Response, num_tokens: int) -> None:
+        account = self._open.get(response.id)
+        if account is None:
+            return
+        now = self._clock()
+        if account.last_token is not None:
+            self._metrics.gap(account.key, now - account.last_token)
+        account.last_token = now
+        self._charge(account, response, num_tokens)
+
+    def ended(self, response: Response) -> None:
+        account = self._open.pop(response.id, None)
+        if account is None:
+            return
+        self._quotas.leave(account.key)
+        self._charge(account, response, 0)
+        done = response.log.last
+        self._metrics.ended(account.key, done, response.finish_reasons)
+        usage, times = done.usage, done.times
+        assert usage is not None and times is not None
+        log_usage(
+            Usage(
+                response=response.id,
+                request=account.request_id,
+                key=account.key,
+                model=self._model(),
+                finish=done.finish_reason or "",
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.cached_tokens,
+                queued_s=times.queued_s,
+                first_token_s=times.first_token_s,
+                total_s=times.total_s,
+            )
+        )
+
+    def _charge(self, account: _Account, response: Response, num_tokens: int) -> None:
+        if account.prompt_is_due:
+            account.prompt_is_due = False
+            num_tokens += response.prompt_tokens
+        self._quotas.charge(account.key, num_tokens)

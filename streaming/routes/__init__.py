@@ -1,0 +1,1 @@
+"""HTTP routes beside the answers: one class a subject, each with its `routes`."""
