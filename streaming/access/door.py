@@ -21,7 +21,7 @@ from .tickets import PREFIX, Tickets
 HEALTH_PATHS = frozenset({"/live", "/ready", "/health"})
 """They need neither a key nor a known Host, and say nothing but their state."""
 PAGE_PATHS = frozenset({"/", "/dashboard", "/client.js", "/client.d.ts"})
-"""What a browser loads before it can send a key. The same for everybody."""
+"""What a browser loads before it can send a key, and what lies under `/static/`. The same for everybody."""
 METRICS_PATH = "/metrics"
 
 USER_HEADER = "jitney-user"
@@ -76,7 +76,7 @@ class Door:
             raise _forbidden("host", host)
         if not self.origins.admits_page(origin, host, scope.get("server")):
             raise _forbidden("origin", origin or "")
-        if path in PAGE_PATHS or is_preflight(scope, headers):
+        if path in PAGE_PATHS or path.startswith("/static/") or is_preflight(scope, headers):
             return Visit(origin=origin)
         offered = scope.get("subprotocols", [])
         subprotocol = next((name for name in offered if name in ECHOED), None)

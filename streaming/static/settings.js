@@ -1,0 +1,82 @@
+/** The settings dialog and the key: what is sent along with every question. */
+
+import { ChatError } from "./client.js";
+import { element } from "./view.js";
+import * as store from "./store.js";
+
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
+const KEY = "jitney.key";
+
+const dialog = document.getElementById("settings");
+const form = dialog.querySelector("form");
+const keyDialog = document.getElementById("key");
+
+/** The `body` of a request. */
+export function body() {
+  const values = store.settings();
+  return Object.fromEntries(["model", ...NUMBERS].filter((name) => values[name] != null).map((name) => [name, values[name]]));
+}
+
+export const systemPrompt = () => store.settings().system ?? "";
+
+/** The models that are served. Asks for a key where one is needed. */
+export async function models() {
+  for (;;) {
+    const reply = await fetch("v1/models", { headers: authorization() });
+    if (reply.ok) return (await reply.json()).data;
+    if (reply.status !== 401) throw new Error(`the server answers with ${reply.status}`);
+    await askForKey();
+  }
+}
+
+/** A one-time ticket for a socket, where the page has a key; else null: the socket needs none. */
+export async function ticket() {
+  if (!sessionStorage.getItem(KEY)) return null;
+  const reply = await fetch("v1/ws-tickets", { method: "POST", headers: authorization() });
+  if (reply.ok) return (await reply.json()).ticket;
+  const { error } = await reply.json().catch(() => ({}));
+  if (reply.status === 401 || reply.status === 403) throw new ChatError("refused", error?.message ?? "the key is refused");
+  throw new Error(error?.message ?? `no ticket: ${reply.status}`);
+}
+
+export function show(served) {
+  const values = store.settings();
+  form.elements.model.replaceChildren(
+    ...served.map((model) => element("option", { value: model.id, textContent: model.id })),
+  );
+  for (const name of ["system", ...NUMBERS]) form.elements[name].value = values[name] ?? "";
+  if (served.some((model) => model.id === values.model)) form.elements.model.value = values.model;
+  dialog.showModal();
+}
+
+dialog.addEventListener("close", () => {
+  const values = {};
+  for (const name of NUMBERS) {
+    const value = form.elements[name].valueAsNumber;
+    if (Number.isFinite(value)) values[name] = value;
+  }
+  if (form.elements.system.value.trim()) values.system = form.elements.system.value.trim();
+  store.saveSettings(values);
+});
+
+function authorization() {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function askForKey() {
+  const input = keyDialog.querySelector("input");
+  if (sessionStorage.getItem(KEY)) document.getElementById("key-hint").textContent = "That key is not valid here.";
+  input.value = "";
+  keyDialog.showModal();
+  return new Promise((resolve) => {
+    keyDialog.addEventListener(
+      "close",
+      () => {
+        sessionStorage.setItem(KEY, input.value.trim());
+        resolve();
+      },
+      { once: true },
+    );
+  });
+}
