@@ -22,12 +22,14 @@ from ..runtime.errors import InvalidField, JitneyError
 from .access.door import Door
 from .guard import Guard
 from .http import ExchangeRoute, http_response
+from .preparing import Prepare
 from .protocols.chat import ChatCompletion
 from .protocols.completions import Completion
 from .protocols.errors import invalid, refusal
 from .routes.health import Health
 from .routes.metrics import MetricsRoute
 from .routes.models import Models
+from .routes.pages import page_routes
 from .routes.tickets import TicketOffice
 from .routes.tokenizing import Tokenizing
 from .service import Service
@@ -50,6 +52,8 @@ def create_app(
     max_requests: int = 4096,
     owns_engine: bool = False,
     stalled_s: float = 30.0,
+    system: str | None = None,
+    prepare: Prepare | None = None,
     max_body_bytes: int = 8 * 2**20,
     max_frame_bytes: int = 2**20,
 ) -> Starlette:
@@ -60,7 +64,8 @@ def create_app(
     on a loopback address without a key, such as those that a proxy on this machine sends. `keys_file` holds `[[key]]`
     tables (see `access.keys.Key`) and is read again when it changes; `metrics_key` opens `/metrics` where keys are
     asked for. `max_sockets` and `max_requests` bound what is open at a time. A step older than
-    `stalled_s` makes the server not ready.
+    `stalled_s` makes the server not ready. `system` is the system prompt of the chat page's route, which its clients
+    can neither read nor change; `prepare` may rewrite or refuse each request of every route.
     """
     for field, value in (("api_key", api_key), ("metrics_key", metrics_key)):
         if value == "":
@@ -79,6 +84,8 @@ def create_app(
         quotas=door.quotas,
         max_body_bytes=max_body_bytes,
         max_frame_bytes=max_frame_bytes,
+        system=system,
+        prepare=prepare,
     )
     routes = _Routes(service)
     app = Starlette(
@@ -91,6 +98,7 @@ def create_app(
             *TicketOffice(door).routes(),
             *Health(engine, stalled_s).routes(),
             *MetricsRoute(service).routes(),
+            *page_routes(),
         ],
         middleware=[Middleware(Guard, door, max_requests)],
         exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import msgspec
+
 from ..runtime.backend import Backend
 from ..runtime.errors import EngineClosed, RequestError
 from .access.quotas import Quotas, Wishes, granted
 from .ledger import Ledger
 from .metrics import Metrics
+from .preparing import Prepare, prepared
 from .principal import ANONYMOUS, Principal
 from .protocols.generate import Generate
 
@@ -30,6 +33,8 @@ class Service:
         quotas: Quotas,
         max_body_bytes: int,
         max_frame_bytes: int,
+        system: str | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         self.engine = engine
         self.quotas = quotas
@@ -38,6 +43,8 @@ class Service:
         engine.observers.append(self.ledger)
         self.max_body_bytes = max_body_bytes
         self.max_frame_bytes = max_frame_bytes
+        self._system = system
+        self._prepare = prepare
         self._served_model_name = served_model_name
         self._num_answers = 0
         self._idle = asyncio.Event()
@@ -63,12 +70,19 @@ class Service:
         where the principal's key has no room for one more answer."""
         name = response_id or f"resp_{uuid4().hex}"
         try:
+            generate = await prepared(generate, principal, self._prepare)
             options = {**generate.options(), **self._terms(generate, principal)}
             with self.ledger.opening(name, principal):
                 return await self.engine.submit(generate.prompt, generate.params, response_id=name, **options)
         except RequestError as exc:
             exc.field = generate.spelled.get(exc.field or "", exc.field)
             raise
+
+    def instructed(self, principal: Principal) -> Principal:
+        """The principal on a chat page: with the server's system prompt, unless it came with one of its own."""
+        if principal.instructions is not None or self._system is None:
+            return principal
+        return msgspec.structs.replace(principal, instructions=self._system)
 
     def _terms(self, generate: Generate, principal: Principal) -> dict[str, Any]:
         """For whom it runs, when, and with whom it shares cached prefixes. The `user` of a body counts only where

@@ -32,7 +32,7 @@ export async function models() {
 /** A one-time ticket for a socket, where the page has a key; else null: the socket needs none. */
 export async function ticket() {
   if (!sessionStorage.getItem(KEY)) return null;
-  const reply = await fetch("v1/ws-tickets", { method: "POST", headers: authorization() });
+  const reply = await fetch("v1/ws-tickets", { method: "POST", headers: authorization(), body: "{}" });
   if (reply.ok) return (await reply.json()).ticket;
   const { error } = await reply.json().catch(() => ({}));
   if (reply.status === 401 || reply.status === 403) throw new ChatError("refused", error?.message ?? "the key is refused");

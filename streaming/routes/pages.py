@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .http import http_response
-from .protocols.errors import invalid
+from ..http import http_response
+from ..protocols.errors import invalid
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent.parent / "static"
 
 KINDS = {
     ".html": "text/html; charset=utf-8",
