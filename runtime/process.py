@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .errors import InvalidField
+
 SWITCH_INTERVAL_S = 50e-6
 """How long a thread may keep the interpreter while another asks for it. Python's default of 5 ms makes a step of
 several hundred operations wait that long for each one that gave the interpreter up, beside a busy loop."""
@@ -69,3 +71,13 @@ def short_spins() -> Iterator[None]:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_card(*, required: bool) -> bool:
+    """Whether torch can compute on an NVIDIA card. Raises `InvalidField` where one is required and missing."""
+    import torch
+
+    found = torch.cuda.is_available()
+    if required and not found:
+        raise InvalidField("device", "'auto' or 'cpu': torch finds no NVIDIA card here", "cuda")
+    return found

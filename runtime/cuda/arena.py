@@ -66,16 +66,22 @@ class Patch:
     def write(self, name: str, entry: int, values: ArrayLike, *, at: int = 0) -> None:
         """Write `values` (integers, or floats for a float region) into an entry of the first axis, from its element
         `at` on."""
+        words = self._words(name, values)
+        self._append(name, entry, words, np.arange(at, at + words.size, dtype=np.int32))
+
+    def scatter(self, name: str, entry: int, places: ArrayLike, values: ArrayLike) -> None:
+        """Write `values` to the named places of an entry of the first axis, each place at most once."""
+        self._append(name, entry, self._words(name, values), np.asarray(places, dtype=np.int32))
+
+    def _words(self, name: str, values: ArrayLike) -> Words:
         is_float = self._arena._dtypes[name] == torch.float32
-        words = (
-            np.atleast_1d(np.asarray(values, dtype=np.float32 if is_float else np.int32))
-            .view(np.int32)
-            .ravel()
-        )
+        dtype = np.float32 if is_float else np.int32
+        return np.atleast_1d(np.asarray(values, dtype=dtype)).view(np.int32).ravel()
+
+    def _append(self, name: str, entry: int, words: Words, places: Words) -> None:
         stride = self._arena.stride(name)
-        assert at + words.size <= stride, name
-        first = self._arena.start(name) + entry * stride + at
-        self._offsets.append(np.arange(first, first + words.size, dtype=np.int32))
+        assert words.size == places.size and (not words.size or places.max() < stride), name
+        self._offsets.append(places + np.int32(self._arena.start(name) + entry * stride))
         self._values.append(words)
         self.num_words += words.size
 

@@ -1,8 +1,6 @@
-"""How large the step's device memory is, in elements, before anything is allocated. No torch: `jitney plan` reads it."""
+"""How large the step's device memory is, in elements, before it is allocated. No torch: `jitney plan` reads it."""
 
 from __future__ import annotations
-
-from math import prod
 
 import msgspec
 
@@ -46,27 +44,17 @@ class Sizes(msgspec.Struct, frozen=True):
         return (*(bucket for bucket in ROW_BUCKETS if bucket < self.max_rows), self.max_rows)
 
 
-def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Activations of one forward pass, in the model's own type."""
+def activation_elements(model: ModelConfig, sizes: Sizes) -> int:
+    """What the widest pass holds at once, in the model's own type: the residual stream, its norm, and the widest of
+    what a layer makes in between; then the logits."""
     heads = model.num_heads + 2 * model.num_kv_heads
-    ups = 2 if model.gated_mlp else 1
-    tokens = sizes.max_tokens
-    return {
-        "x": (tokens, model.hidden_size),
-        "normed": (tokens, model.hidden_size),
-        "qkv": (tokens, heads * model.head_dim),
-        "attended": (tokens, model.num_heads * model.head_dim),
-        "ups": (tokens, ups * model.intermediate_size),
-        "activated": (tokens, model.intermediate_size),
-        "chosen": (sizes.max_samples, model.hidden_size),
-        "logits": (sizes.max_samples, model.vocab_size),
-    }
+    attention = (heads + model.num_heads) * model.head_dim
+    inner = (3 if model.gated_mlp else 2) * model.intermediate_size
+    layer = sizes.max_tokens * (2 * model.hidden_size + max(attention, inner))
+    head = sizes.max_tokens * model.hidden_size + sizes.max_samples * (model.hidden_size + model.vocab_size)
+    return max(layer, head)
 
 
 def page_elements(model: ModelConfig) -> int:
     """Keys and values of one page in all layers."""
     return 2 * model.num_layers * model.num_kv_heads * model.head_dim * PAGE_TOKENS
-
-
-def buffer_elements(model: ModelConfig, sizes: Sizes) -> int:
-    return sum(prod(shape) for shape in buffer_shapes(model, sizes).values())

@@ -42,7 +42,7 @@ class AbstractEngine(ABC):
         """End what is open as cancelled, stop the worker, and give all memory back. Idempotent."""
 
 
-def resolve(model: str | Path | Backend) -> Backend:
+def resolve(model: str | Path | Backend, *, random_weights: bool = False) -> Backend:
     """A model by name, or the backend as it was given. Raises `ModelError`."""
     if not isinstance(model, (str, Path)):
         if not callable(getattr(model, "open_step", None)):
@@ -50,4 +50,4 @@ def resolve(model: str | Path | Backend) -> Backend:
         return model
     from ..weights.locate import open_backend
 
-    return open_backend(model)
+    return open_backend(model, random_weights=random_weights)

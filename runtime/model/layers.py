@@ -50,10 +50,14 @@ def load_layers(
     dtype: torch.dtype,
     context: int,
     pack_rounded: PackRounded | None = None,
+    *,
+    device: torch.device | None = None,
+    rope_dtype: torch.dtype | None = None,
 ) -> Layers:
-    """Read, fuse and pack, one layer at a time. `pack_rounded` takes matrices that are stored as int8 as they are;
+    """Read, fuse and pack, one layer at a time, on `device` (None: the CPU). `pack_rounded` takes matrices that are stored as int8 as they are;
     without it they are floats again. Raises `ModelError` naming the tensor that is missing or misshapen."""
-    return _Loader(model, weights, pack, dtype, pack_rounded).load(context)
+    loader = _Loader(model, weights, pack, dtype, pack_rounded, device or torch.device("cpu"))
+    return loader.load(context, rope_dtype or dtype)
 
 
 class _Loader:
@@ -64,18 +68,20 @@ class _Loader:
         pack: Pack,
         dtype: torch.dtype,
         pack_rounded: PackRounded | None,
+        device: torch.device,
     ) -> None:
-        self.model, self.weights, self.pack, self.dtype = model, weights, pack, dtype
-        self.pack_rounded = pack_rounded
+        self.model, self.weights, self.pack = model, weights, pack
+        self.dtype, self.pack_rounded, self.device = dtype, pack_rounded, device
         self.names = set(weights.names())
         order = head_order(model)
-        self.order = None if order.equal(torch.arange(len(order))) else order
+        self.order = None if order.equal(torch.arange(len(order))) else order.to(device)
 
-    def load(self, context: int) -> Layers:
+    def load(self, context: int, rope_dtype: torch.dtype) -> Layers:
         model = self.model
         embed = self.read("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
         shared = {"embed": {"weight": embed}, "norm": self.norm("model.norm")}
-        shared["rope"] = rotary_tables(model, context, self.dtype)
+        rope = rotary_tables(model, context, rope_dtype)
+        shared["rope"] = {name: table.to(self.device) for name, table in rope.items()}
         if model.learned_positions:
             rows = self.read("model.embed_positions.weight", None, model.hidden_size)
             shared["positions"] = {"weight": rows}
@@ -152,7 +158,7 @@ class _Loader:
             raise ModelError(f"{name}: expected in the checkpoint, not found")
         tensor = self.weights.get(name)
         _check(name, tensor, shape)
-        return tensor.to(self.dtype)
+        return tensor.to(self.device, self.dtype)
 
 
 def joined(tensors: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
 from ..model.config import ModelConfig
-from ..process import short_spins
+from ..process import has_card, short_spins
 from ..text.definition import TokenizerDefinition
 from ..text.tokenizer import ModelTokenizer
 from .layout import check_layout
@@ -50,7 +50,12 @@ class Checkpoint:
 
     def open_step(self, config: EngineConfig) -> Step:
         with short_spins() if config.tune_process else nullcontext():
-            from ..steps.cpu import open_cpu_step
+            on_card = config.device != "cpu" and has_card(required=config.device == "cuda")
+        if on_card:
+            from ..cuda.open import open_cuda_step
+
+            return open_cuda_step(self.config, self.weights, config)
+        from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config, self.tiles)
 

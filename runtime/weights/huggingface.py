@@ -11,19 +11,27 @@ from .checkpoint import Checkpoint
 from .generation import generation_defaults
 from .hf_config import hf_config
 from .json_file import read_object
+from .random_weights import RandomWeights
 from .safetensors_weights import SafetensorsWeights
+from .source import Weights
 
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def open_directory(directory: Path, name: str) -> Checkpoint:
-    """Raises `ModelError` naming the file and what is wrong in it."""
+def open_directory(directory: Path, name: str, *, random_weights: bool = False) -> Checkpoint:
+    """With `random_weights` no safetensors file is opened. Raises `ModelError` naming the file and what is wrong."""
     fields = read_object(directory / "config.json")
-    weights = SafetensorsWeights(directory)
-    embedding = "model.embed_tokens.weight"
-    stored = _STORED[weights.dtype(embedding)] if embedding in weights.names() else "float32"
-    config = hf_config(str(directory / "config.json"), fields, stored_dtype=stored)
+    source = str(directory / "config.json")
+    weights: Weights
+    if random_weights:
+        config = hf_config(source, fields, stored_dtype="bfloat16")
+        weights = RandomWeights(source, config)
+    else:
+        weights = stored = SafetensorsWeights(directory)
+        embedding = "model.embed_tokens.weight"
+        dtype = _STORED[stored.dtype(embedding)] if embedding in stored.names() else "float32"
+        config = hf_config(source, fields, stored_dtype=dtype)
     definition = read_tokenizer(directory)
     settings_path = directory / "generation_config.json"
     settings = read_object(settings_path) if settings_path.is_file() else {}

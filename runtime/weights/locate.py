@@ -22,8 +22,8 @@ HUB_FILES = (
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def open_backend(model: str | Path) -> Backend:
-    """The model's text side, ready; its weights are read by `open_step`.
+def open_backend(model: str | Path, *, random_weights: bool = False) -> Backend:
+    """The model's text side, ready; its weights are read by `open_step`. With `random_weights` a directory needs none.
 
     Raises `ModelError` naming what was tried, or the file and what is wrong in it.
     """
@@ -33,7 +33,7 @@ def open_backend(model: str | Path) -> Backend:
     if str(model) and is_engine(path):
         return open_engine(path)
     if str(model) and path.is_dir():
-        return open_directory(path, path.resolve().name)
+        return open_directory(path, path.resolve().name, random_weights=random_weights)
     if path.suffix == ".gguf":
         from .gguf import open_gguf
 

@@ -1,0 +1,49 @@
+"""Which sizes of a pass have a graph, and which of them a batch is run as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .forward import Pass
+from .sizes import CHUNK_ROWS, Sizes
+
+TOKEN_BUCKETS = (16, 64, 128, 256, 512, 1024)
+"""Prompt tokens of a pass with a graph; more are launched one by one, since the device then has work enough to hide
+that."""
+FEW_CHUNKS = 16
+"""Chunks of a pass with a graph."""
+MIXED_ROWS = (8, 32, 64, 128, 256, 512)
+EAGER_STEP = 64
+"""Prompt tokens of a pass without a graph are padded to a multiple of this."""
+
+
+class Ladder:
+    def __init__(self, sizes: Sizes) -> None:
+        self._rows = sizes.row_buckets
+        most = self._rows[-1]
+        self._mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
+        self._tokens = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
+        self._most_tokens = sizes.prefill_tokens
+
+    def size(self, num_rows: int, num_tokens: int, num_chunks: int, *, full: bool) -> Pass:
+        """The smallest pass that holds a batch."""
+        if not num_tokens:
+            return Pass(_least(self._rows, num_rows), 0, 0, full)
+        if num_chunks <= FEW_CHUNKS and self._tokens and num_tokens <= self._tokens[-1]:
+            return Pass(_least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, full)
+        tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
+        return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, full)
+
+    def decoding(self, *, full: bool) -> Iterator[Pass]:
+        """From large to small, so that the small share the large ones' memory."""
+        for rows in reversed(self._rows):
+            yield Pass(rows, 0, 0, full)
+
+    def mixed(self, *, full: bool) -> Iterator[Pass]:
+        for tokens in reversed(self._tokens):
+            for rows in reversed(self._mixed):
+                yield Pass(rows, tokens, FEW_CHUNKS, full)
+
+
+def _least(buckets: tuple[int, ...], wanted: int) -> int:
+    return next(bucket for bucket in buckets if bucket >= wanted)

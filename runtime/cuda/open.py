@@ -1,0 +1,169 @@
+"""From a model's shape and weights to a step that runs: plan, load, put together, capture.
+
+All of it happens on the worker's thread, which alone touches the card from here on: it sets the device and a stream of
+its own, so that a host program's work on the default stream neither waits nor is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from ..batch import Capacity, Step
+from ..config import EngineConfig
+from ..errors import InvalidField
+from ..kernels.decode_attention import DecodeAttention
+from ..kernels.linear import Linears
+from ..kernels.paging import LayerCache
+from ..kernels.rows import Slotwise, gathered
+from ..kernels.weight import quantize_fp8
+from ..model.config import ModelConfig
+from ..model.layers import Layers, Weights, load_layers
+from ..weights.random_weights import RandomWeights
+from .arena import Arena
+from .forward import Forward, Ops
+from .graphs import Graphs
+from .ladder import Ladder
+from .naive import NaiveOps
+from .ops import KernelOps
+from .outbox import Outbox
+from .plan import DevicePlan, plan_device
+from .sampling import SlotSampler
+from .sizes import PAGE_TOKENS, Sizes
+from .staging import Staging
+from .state import SlotState
+from .step import CudaStep
+
+PREFILL_FLOPS = 4e12
+"""Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
+LEAST_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+
+logger = logging.getLogger("jitney")
+
+
+def open_cuda_step(model: ModelConfig, weights: Weights, config: EngineConfig) -> Step:
+    """Plan the memory, then load the weights, and capture what decoding needs.
+
+    Raises `CannotServe` where a context does not fit, `ModelError` where a tensor is missing or misshapen,
+    `InvalidField` where the card lacks what is asked.
+    """
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
+    _check(config, torch.cuda.get_device_capability(device))
+    torch.cuda.set_stream(torch.cuda.Stream(device))
+    dtype = torch.float32 if "float32" in (config.dtype, model.dtype * (config.dtype == "auto")) else torch.bfloat16
+    plan = plan_device(model, config, torch.cuda.mem_get_info(device)[0], value_bytes=dtype.itemsize)
+    logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
+    return build_step(model, weights, config, plan, dtype, device)
+
+
+def build_step(
+    model: ModelConfig,
+    weights: Weights,
+    config: EngineConfig,
+    plan: DevicePlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    naive: bool = False,
+) -> CudaStep:
+    """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch."""
+    sizes = plan.sizes
+    with torch.inference_mode():
+        layers = _load(model, weights, config, sizes, dtype, device)
+        arena = Arena()
+        state, sampler = SlotState(arena, sizes), SlotSampler(arena, model.vocab_size, sizes)
+        arena.allocate(device)
+        sampler.allocate(device, dtype)
+        kv_dtype = torch.float8_e4m3fn if config.kv_dtype == "fp8" else dtype
+        shape = (sizes.num_pages, 2, model.num_kv_heads, PAGE_TOKENS, model.head_dim)
+        pools = [torch.empty(shape, dtype=kv_dtype, device=device) for _ in range(model.num_layers)]
+        ops: Ops
+        if naive:
+            ops = NaiveOps(model, layers, pools, state.tables)
+        else:
+            ops = _kernels(model, layers, [LayerCache(pool, state.tables) for pool in pools], sizes, config)
+        outbox = Outbox(sizes.max_samples, device)
+        slotwise = Slotwise(
+            state.positions, state.last_tokens, state.rows[0], state.prompt[0], state.chunks, state.counter, state.idle
+        )
+        buffers = gathered(sizes.max_tokens, sizes.max_samples, device)
+        forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
+    ladder = Ladder(sizes)
+    graphs = Graphs(forward.run, _ladder(ladder), enabled=device.type == "cuda")
+    staging = Staging(arena, config.run_ahead + 2, arena.num_words)
+    mixed = mixed_tokens(model, sizes.prefill_tokens)
+    capacity = Capacity(
+        num_pages=sizes.num_pages, page_size=PAGE_TOKENS, max_rows=sizes.max_rows, depth=config.run_ahead,
+        max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
+    )  # fmt: skip
+    step = CudaStep(capacity, arena, state, sampler, forward, ladder, graphs, staging, outbox)
+    for _ in range(len(sizes.row_buckets) if device.type == "cuda" else 0):
+        step.prepare()
+    return step
+
+
+def mixed_tokens(model: ModelConfig, most: int) -> int:
+    """Prompt tokens that may run beside decoding rows without holding those up for long."""
+    dim, hidden = model.head_dim, model.hidden_size
+    attention = hidden * dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    layer = attention + hidden * model.intermediate_size * (3 if model.gated_mlp else 2)
+    tokens = int(PREFILL_FLOPS / (2 * layer * model.num_layers))
+    return min(most, max(4 * PAGE_TOKENS, tokens // PAGE_TOKENS * PAGE_TOKENS))
+
+
+def _ladder(ladder: Ladder) -> Any:
+    yield from ladder.decoding(full=False)
+    yield from ladder.mixed(full=False)
+    yield from ladder.decoding(full=True)
+
+
+def _kernels(
+    model: ModelConfig, layers: Layers, caches: list[LayerCache], sizes: Sizes, config: EngineConfig
+) -> KernelOps:
+    device = caches[0].pool.device
+    deterministic = config.mode == "deterministic"
+    rows = sizes.row_buckets[-1]
+    decode = None
+    if not deterministic:
+        decode = DecodeAttention(rows, model.num_heads, model.num_kv_heads, model.head_dim, device)
+    return KernelOps(model, layers, caches, Linears(device, deterministic=deterministic), decode)
+
+
+def _load(
+    model: ModelConfig,
+    weights: Weights,
+    config: EngineConfig,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Layers:
+    if isinstance(weights, RandomWeights):
+        weights.device = str(device)
+    pack = _pack_fp8 if config.quantize == "fp8" else _pack
+    return load_layers(
+        model, weights, pack, dtype, sizes.context, device=device, rope_dtype=torch.float32
+    )  # fmt: skip
+
+
+def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+
+def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    values, scale = quantize_fp8(weight)
+    return {**_pack(values, bias), "scale": scale}
+
+
+def _check(config: EngineConfig, capability: tuple[int, int]) -> None:
+    found = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < LEAST_CAPABILITY:
+        raise InvalidField("device", "'cpu', or a card of compute capability 8.0 or newer", found)
+    if config.quantize == "int8":
+        raise InvalidField("quantize", "None or 'fp8' on a card", "int8")
+    for field in ("quantize", "kv_dtype"):
+        if getattr(config, field) == "fp8" and capability < FP8_CAPABILITY:
+            raise InvalidField(field, f"what {found} has: fp8 needs 8.9 or newer", "fp8")

@@ -1,0 +1,180 @@
+"""How rows sample, by slot: every field of `RowSampling` in the form that the kernels read.
+
+The host writes a slot when it is seated; from then on the device keeps counts and history itself. Lists have bounds,
+chosen above what the checks of requests let through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, float32
+
+from ..batch import RowSampling, Seat
+from ..kernels import marks, row_words
+from ..kernels.sampling import RowState
+from ..kernels.sequences import HISTORY, MOST_IDS, MOST_SEQUENCES
+from .arena import Arena, Patch
+
+MOST_NAMED = 1024
+MOST_TOP = 20
+_LOG2_E = math.log2(math.e)
+_LARGEST = float(np.finfo(np.float32).max)
+_UNDERFLOW = 104.0
+"""exp(-104) is 0 in float32."""
+
+
+def refusal(sampling: RowSampling) -> str | None:
+    """What a row asks beyond the bounds, as a sentence; None: nothing."""
+    sequences = _sequences(sampling)
+    for what, asked, most in (
+        ("logit_bias entries", len(sampling.logit_bias), marks.MOST_BIASES),
+        ("logprobs", sampling.logprobs or 0, MOST_TOP),
+        ("logprob_token_ids", len(sampling.logprob_token_ids), MOST_NAMED),
+        ("bad words", len(sequences), MOST_SEQUENCES),
+        ("ids of bad words in all", sum(map(len, sequences)), MOST_IDS),
+        ("ids of one bad word", max(map(len, sequences), default=0), HISTORY),
+    ):
+        if asked > most:
+            return f"{what}: at most {most} on this device, got {asked}"
+    return None
+
+
+def needs_full(sampling: RowSampling) -> bool:
+    """Whether the row needs the launches for adjustments and log-probabilities."""
+    return _is_adjusted(sampling) or sampling.logprobs is not None
+
+
+class SamplingState:
+    """Declares its regions when made; `rows` are their tensors once the arena is allocated. `vocab`: ids of the
+    logits. The marks take slots * vocab words."""
+
+    def __init__(self, arena: Arena, num_slots: int, vocab: int) -> None:
+        self._arena = arena
+        arena.region("sampling", num_slots, row_words.NUM_WORDS.value)
+        arena.region("marks", num_slots, vocab)
+        arena.region("biases", num_slots, marks.MOST_BIASES, dtype=float32)
+        arena.region("history", num_slots, HISTORY)
+        arena.region("sequence_ends", num_slots, MOST_SEQUENCES)
+        arena.region("sequence_ids", num_slots, MOST_IDS)
+        arena.region("named", num_slots, MOST_NAMED)
+
+    @property
+    def rows(self) -> RowState:
+        names = ("sampling", "marks", "biases", "history", "sequence_ends", "sequence_ids", "named")
+        return RowState(*(self._arena.tensor(name) for name in names))
+
+    def seat(self, patch: Patch, seat: Seat) -> None:
+        """Fill a slot anew. For a row that adjusts its logits the slot's marks are cleared at once, in stream order:
+        call before the patch is applied."""
+        sampling = seat.sampling
+        patch.write("sampling", seat.slot, _words(seat))
+        if _is_adjusted(sampling):
+            marks.forget(self._arena.tensor("marks"), seat.slot)
+            ids, values = _marks(seat)
+            patch.scatter("marks", seat.slot, ids, values)
+            if sampling.logit_bias:
+                patch.write("biases", seat.slot, [bias for _, bias in sampling.logit_bias])
+        sequences = _sequences(sampling)
+        if sequences:
+            patch.write("sequence_ends", seat.slot, np.cumsum([len(sequence) for sequence in sequences]))
+            patch.write("sequence_ids", seat.slot, np.concatenate(sequences))
+            positions = range(max(0, len(seat.tokens) - HISTORY), len(seat.tokens))
+            patch.scatter(
+                "history", seat.slot, [i % HISTORY for i in positions], [seat.tokens[i] for i in positions]
+            )
+        if sampling.logprob_token_ids:
+            patch.write("named", seat.slot, sampling.logprob_token_ids)
+
+
+def _sequences(sampling: RowSampling) -> list[tuple[int, ...]]:
+    return [sequence for sequence in sampling.bad_token_sequences if len(sequence) > 1]
+
+
+def _is_penalised(sampling: RowSampling) -> bool:
+    penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1.0
+    return any(penalties)
+
+
+def _is_adjusted(sampling: RowSampling) -> bool:
+    lists = sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_token_sequences
+    return bool(lists) or sampling.min_tokens > 0 or _is_penalised(sampling)
+
+
+def _is_cut(sampling: RowSampling) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+def _mode(sampling: RowSampling) -> int:
+    random = sampling.temperature > 0
+    flags = (
+        (row_words.SEATED, True),
+        (row_words.RANDOM, random),
+        (row_words.CUT, random and _is_cut(sampling)),
+        (row_words.ADJUSTED, _is_adjusted(sampling)),
+        (row_words.ONLY_LISTED, bool(sampling.allowed_token_ids)),
+        (row_words.COUNTED, _is_penalised(sampling)),
+        (row_words.SEQUENCES, bool(_sequences(sampling))),
+        (row_words.SCORED, sampling.logprobs is not None),
+    )
+    return sum(flag.value for flag, is_set in flags if is_set)
+
+
+def _words(seat: Seat) -> NDArray[np.int32]:
+    sampling = seat.sampling
+    temperature = sampling.temperature
+    top_p = np.float32(sampling.top_p)
+    depth = min(_UNDERFLOW, -math.log(sampling.min_p)) if sampling.min_p > 0 else _UNDERFLOW
+    integers = {
+        row_words.MODE: _mode(sampling),
+        row_words.SEED_LOW: sampling.seed & 0xFFFFFFFF,
+        row_words.SEED_HIGH: sampling.seed >> 32,
+        row_words.CHOICE: sampling.choice,
+        row_words.TOP_K: sampling.top_k,
+        row_words.MIN_TOKENS: sampling.min_tokens,
+        row_words.PROMPT_LEN: seat.prompt_len,
+        row_words.NUM_SEQUENCES: len(_sequences(sampling)),
+        row_words.NUM_TOP: sampling.logprobs or 0,
+        row_words.NUM_NAMED: len(sampling.logprob_token_ids),
+    }
+    numbers = {
+        row_words.SCALE: min(_LOG2_E / temperature, _LARGEST) if temperature > 0 else 0.0,
+        row_words.REACH: depth * temperature,
+        row_words.TOP_P: top_p,
+        row_words.TOP_P_REST: sampling.top_p - float(top_p),
+        row_words.PRESENCE: sampling.presence_penalty,
+        row_words.FREQUENCY: sampling.frequency_penalty,
+        row_words.REPETITION: sampling.repetition_penalty,
+    }
+    words = np.zeros(row_words.NUM_WORDS.value, dtype=np.uint32)
+    for field, integer in integers.items():
+        words[field.value] = integer
+    for field, number in numbers.items():
+        words[field.value] = np.float32(number).view(np.uint32)
+    return words.view(np.int32)
+
+
+def _marks(seat: Seat) -> tuple[Sequence[int], NDArray[np.int32]]:
+    """Token ids, each once, and their marks."""
+    sampling = seat.sampling
+    found: Counter[int] = Counter()
+    if _is_penalised(sampling):
+        most = marks.COUNT.value
+        found.update({token: min(n, most) for token, n in Counter(seat.tokens[seat.prompt_len :]).items()})
+        _add(found, marks.IN_PROMPT.value, seat.tokens[: seat.prompt_len])
+    _add(found, marks.BANNED.value, [s[0] for s in sampling.bad_token_sequences if len(s) == 1])
+    _add(found, marks.LISTED.value, sampling.allowed_token_ids)
+    if sampling.min_tokens:
+        _add(found, marks.END.value, sampling.end_token_ids)
+    for i, (token, _) in enumerate(sampling.logit_bias):
+        found[token] += (i + 1) << marks.BIAS_SHIFT.value
+    return list(found), np.array(list(found.values()), dtype=np.uint32).view(np.int32)
+
+
+def _add(found: Counter[int], flag: int, ids: Sequence[int]) -> None:
+    for token in set(ids):
+        found[token] += flag

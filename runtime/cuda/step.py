@@ -1,0 +1,111 @@
+"""The step on an NVIDIA card: `Step` as staged changes, one graph a pass, and a ring of results.
+
+Opened, used and closed by one thread, the worker's; it alone touches the card. `launch` enqueues and returns: changes
+of the batch go through pinned blocks, tokens go from pass to pass on the device. `collect` waits for one event. A
+fault of the device shows in either, as an exception, and is final: the state on it is not to be trusted any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import torch
+
+from ..batch import Batch, Capacity, Chunk, RowOutcome, Seat, Ticket
+from .arena import Arena, Patch
+from .forward import Forward, Pass
+from .graphs import Graphs
+from .ladder import Ladder
+from .outbox import Outbox, Posting
+from .sampling import SlotSampler
+from .sizes import CHUNK_ROWS
+from .staging import Staging
+from .state import SlotState
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """One pass of a launch: the slots whose token it samples, by row of its results."""
+
+    posting: Posting
+    slots: tuple[tuple[int, int], ...]
+
+
+class CudaStep:
+    """`Step` over parts that `open_cuda_step` put together."""
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        arena: Arena,
+        state: SlotState,
+        sampler: SlotSampler,
+        forward: Forward,
+        ladder: Ladder,
+        graphs: Graphs,
+        staging: Staging,
+        outbox: Outbox,
+    ) -> None:
+        self.capacity = capacity
+        self._arena, self._state, self._sampler = arena, state, sampler
+        self._forward, self._ladder, self._graphs = forward, ladder, graphs
+        self._staging, self._outbox = staging, outbox
+        self._seats: dict[int, Seat] = {}
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Ticket:
+        patch = Patch(self._arena)
+        for seat in batch.seats:
+            self._seats[seat.slot] = seat
+            self._state.seat(patch, seat)
+            self._sampler.seat(patch, seat)
+        for slot, pages in batch.grown:
+            self._state.grow(patch, slot, pages)
+        parts: list[_Part] = []
+        for chunks, decodes in _passes(batch):
+            parts.append(self._run(patch, chunks, decodes))
+            patch = Patch(self._arena)
+        self._staging.apply(patch)
+        return parts
+
+    def _run(self, patch: Patch, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> _Part:
+        sampled = [*enumerate(decodes)]
+        full = any(self._sampler.is_full(self._seats[slot].sampling) for slot in decodes)
+        full |= any(self._sampler.is_full(self._seats[chunk.slot].sampling) for chunk in chunks if chunk.samples)
+        size = self._ladder.size(len(decodes), sum(chunk.count for chunk in chunks), len(chunks), full=full)
+        if size.rows:
+            self._state.decode(patch, decodes, size.rows)
+        if chunks:
+            tokens = [self._seats[c.slot].tokens[c.start : c.start + c.count] for c in chunks]
+            self._state.prefill(patch, chunks, tokens)
+            sampled += [(size.rows + i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
+        self._staging.apply(patch)
+        self._graphs.run(size)
+        return _Part(self._outbox.posted(size.num_samples), tuple(sampled))
+
+    def collect(self, ticket: Ticket) -> list[RowOutcome]:
+        assert isinstance(ticket, list)
+        outcomes: list[RowOutcome] = []
+        for part in ticket:
+            tokens, flags = part.posting.read()
+            for row, slot in part.slots:
+                error = self._sampler.error(int(flags[row]))
+                outcomes.append(RowOutcome(slot, error=error) if error else RowOutcome(slot, (int(tokens[row]),)))
+        return outcomes
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Capture one more graph; called while nothing is in flight."""
+        return self._graphs.capture_next()
+
+    def close(self) -> None:
+        """Give all device memory back. The step must not be used again."""
+        self._graphs.clear()
+
+
+def _passes(batch: Batch) -> Iterator[tuple[tuple[Chunk, ...], tuple[int, ...]]]:
+    """The decodes go with the first chunks; a pass holds only so many of these."""
+    if batch.chunks or batch.decodes:
+        yield batch.chunks[:CHUNK_ROWS], batch.decodes
+    for at in range(CHUNK_ROWS, len(batch.chunks), CHUNK_ROWS):
+        yield batch.chunks[at : at + CHUNK_ROWS], ()
