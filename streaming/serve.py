@@ -16,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from .service import Service
+from .wire import FrameProtocol
 
 logger = logging.getLogger("jitney.streaming")
 
@@ -67,7 +68,7 @@ def _config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="auto",
-        ws="websockets-sansio",
+        ws=FrameProtocol,
         ws_max_size=app.state.service.max_frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,
