@@ -47,6 +47,11 @@ class Tokenizer(Protocol):
     vocab_size: int
 
     @property
+    def reasoning_markers(self) -> tuple[str, str] | None:
+        """What stands before and after the model's reasoning, as its chat template writes them; None if it has none."""
+        ...
+
+    @property
     def longest_token(self) -> int:
         """The most characters of text that one token stands for."""
         ...

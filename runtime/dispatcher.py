@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .backend import Tokenizer
@@ -17,12 +17,16 @@ from .config import EngineConfig
 from .errors import InvalidField
 from .events import FinishReason
 from .inbox import Inbox
-from .messages import Cancel, Generate, Output, Report, SchedulerStats
+from .messages import Cancel, Generate, Output, Report, SchedulerStats, Unpin
 from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
 from .response import Response
+from .retention import Retention
 from .stats import Stats
+
+SWEEP_S = 1.0
+"""Finished responses are not looked at more often than this."""
 
 logger = logging.getLogger("jitney")
 
@@ -52,8 +56,8 @@ class Dispatcher:
         self._observers = observers
         self._queue = RequestQueue(max_requests=config.max_queued, max_tokens=config.max_queued_tokens)
         self._responses: dict[str, Response] = {}
-        self._kept: OrderedDict[str, float] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
+        self._sweep: asyncio.TimerHandle | None = None
         self._num_open = 0
         self._sent_rows = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -83,7 +87,9 @@ class Dispatcher:
         if request.id in self._responses:
             raise InvalidField("response_id", "an id that is not in use", request.id)
         self._queue.push(request, retry_after_s=self._retry_after_s())
-        response = Response(request, params, self._tokenizer, self._clock, self.cancel)
+        response = Response(
+            request, params, self._tokenizer, self._clock, self.cancel, self._queue.position, self.forget
+        )
         self._responses[request.id] = response
         self._num_open += 1
         self.idle.clear()
@@ -99,7 +105,7 @@ class Dispatcher:
 
     def find(self, response_id: str) -> Response | None:
         """An open response, or one that ended not too long ago."""
-        self._forget_old()
+        self._drop_expired()
         return self._responses.get(response_id)
 
     def cancel(self, response_id: str) -> bool:
@@ -118,6 +124,16 @@ class Dispatcher:
             self._queue.remove(response.id)
             self._end(response, reason, error)
         self._set_timer(None)
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def forget(self, response_id: str) -> bool:
+        """Keep a finished response no longer. False if it is not kept."""
+        if response_id not in self._kept:
+            return False
+        self._kept.remove(response_id)
+        self._drop(response_id)
+        return True
 
     def _take(self, output: Output) -> None:
         response = self._responses.get(output.id)
@@ -175,8 +191,7 @@ class Dispatcher:
         self._queue.leave(response.request.user)
         self._late_events += response.log.num_discarded
         self._finished.update(response.finish_reasons)
-        self._kept[response.id] = self._clock()
-        self._kept_bytes += response.num_bytes
+        self._kept.keep(response.id, response.num_bytes, self._clock())
         self._num_open -= 1
         if not self._num_open:
             self.idle.set()
@@ -185,14 +200,26 @@ class Dispatcher:
         self._forget_old()
 
     def _forget_old(self) -> None:
-        now = self._clock()
-        while self._kept:
-            response_id, since = next(iter(self._kept.items()))
-            expired = now - since > self._config.keep_finished_s
-            if not expired and self._kept_bytes <= self._config.keep_finished_bytes:
-                return
-            del self._kept[response_id]
-            self._kept_bytes -= self._responses.pop(response_id).num_bytes
+        """Drop what has been kept long enough, and come back when there will be more."""
+        self._drop_expired()
+        if self._kept.next_expiry is not None and self._sweep is None:
+            wait_s = max(SWEEP_S, self._kept.next_expiry - self._clock())
+            self._sweep = asyncio.get_running_loop().call_later(wait_s, self._swept)
+
+    def _swept(self) -> None:
+        self._sweep = None
+        self._forget_old()
+
+    def _drop_expired(self) -> None:
+        for response_id in self._kept.expired(self._clock()):
+            self._drop(response_id)
+
+    def _drop(self, response_id: str) -> None:
+        response = self._responses.pop(response_id)
+        if response.request.pin:
+            self._inbox.put(Unpin(response_id))
+        if response.when_forgotten is not None:
+            response.when_forgotten()
 
     def _retry_after_s(self) -> float:
         """A guess: a second for each time that the seats must be filled before a new request has its turn."""

@@ -27,6 +27,18 @@ class Times(msgspec.Struct, frozen=True):
     queued_s: float | None = None
     first_token_s: float | None = None
     total_s: float | None = None
+    gap_p50_s: float | None = None
+    """Half of the gaps between tokens of the first choice were shorter, as the engine's loop saw them."""
+    gap_p99_s: float | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a request is from its first token. `queue_position` counts from 1; 0: it is being served."""
+
+    queue_position: int
+    prefill_done: int
+    prefill_total: int
+    """Tokens of the prompt."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

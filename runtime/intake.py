@@ -36,6 +36,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
     use_prefix_cache: bool = True
+    add_bos: bool = True
+    """Whether the model's BOS comes before a prompt that is text."""
+    warm_up: bool = False
+    """Generate nothing: compute the prompt and pin its pages for as long as the response is kept."""
     response_id: str | None = None
     template_options: dict[str, Any] | None = None
 
@@ -56,8 +60,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidField(field, "text of up to 256 characters", getattr(self, field))
         if self.response_id is not None and (not _is_label(self.response_id) or not self.response_id):
             raise InvalidField("response_id", "text of 1 to 256 characters", self.response_id)
-        if not isinstance(self.use_prefix_cache, bool):
-            raise InvalidField("use_prefix_cache", "true or false", self.use_prefix_cache)
+        for field in ("use_prefix_cache", "add_bos", "warm_up"):
+            if not isinstance(getattr(self, field), bool):
+                raise InvalidField(field, "true or false", getattr(self, field))
         if self.template_options is not None and not isinstance(self.template_options, dict):
             raise InvalidField("template_options", "a map of names to values", self.template_options)
 
@@ -90,27 +95,31 @@ class Intake:
         """Raises `RequestError` naming the field."""
         arrival = self._clock()
         self._check_ids(params)
+        if options.warm_up and params.n > 1:
+            raise InvalidField("n", "1 with warm_up", params.n)
         loop = asyncio.get_running_loop()
         ids, bad = await loop.run_in_executor(self._executor, self._tokenize, prompt, params, options)
+        max_tokens = self._max_tokens(len(ids), params)
         return Generate(
             id=options.response_id or f"resp_{secrets.token_hex(12)}",
             prompt=ids,
             sampling=self._sampling(params, bad),
             n=params.n,
-            max_tokens=self._max_tokens(len(ids), params),
+            max_tokens=0 if options.warm_up else max_tokens,
             priority=options.priority,
             user=options.user,
             arrival=arrival,
             deadline=None if options.deadline_s is None else arrival + options.deadline_s,
             salt=options.cache_salt.encode(),
             use_prefix_cache=options.use_prefix_cache,
+            pin=options.warm_up,
         )
 
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, options: Options
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
         """Ids of the prompt, and of every spelling of the bad words: one visit to the tokenizer's thread."""
-        ids = self._encode(prompt, options.template_options, True)
+        ids = self._encode(prompt, options.template_options, options.add_bos)
         spellings = map(self._tokenizer.word_sequences, params.bad_words or ())
         return ids, tuple(sequence for sequences in spellings for sequence in sequences)
 
@@ -165,6 +174,10 @@ class Intake:
             for token in getattr(params, field) or ():
                 if token >= size:
                     raise InvalidField(field, f"token ids from 0 to {size - 1}", token)
+        for sequence in params.bad_token_sequences or ():
+            if max(sequence) >= size:
+                expected = f"token ids from 0 to {size - 1}"
+                raise InvalidField("bad_token_sequences", expected, max(sequence))
 
     def _sampling(self, params: SamplingParams, bad: tuple[tuple[int, ...], ...]) -> RowSampling:
         model = self._backend.defaults
@@ -175,6 +188,8 @@ class Intake:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             temperature=_temperature(float(_first(params.temperature, model.temperature, 1.0))),
             top_p=float(_first(params.top_p, model.top_p, 1.0)),
+            top_p_decay=float(params.top_p_decay),
+            top_p_bound=float(params.top_p_bound),
             top_k=max(0, _first(params.top_k, model.top_k, 0)),
             min_p=float(_first(params.min_p, model.min_p, 0.0)),
             presence_penalty=float(params.presence_penalty),
@@ -184,7 +199,11 @@ class Intake:
                 (token, float(bias)) for token, bias in sorted((params.logit_bias or {}).items())
             ),
             allowed_token_ids=tuple(sorted(set(params.allowed_token_ids or ()))),
-            bad_token_sequences=bad + tuple((token,) for token in params.bad_token_ids or ()),
+            bad_token_sequences=(
+                *bad,
+                *((token,) for token in params.bad_token_ids or ()),
+                *map(tuple, params.bad_token_sequences or ()),
+            ),
             min_tokens=params.min_tokens,
             end_token_ids=tuple(sorted(end_ids)),
             logprobs=params.logprobs,

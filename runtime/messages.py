@@ -1,7 +1,7 @@
 """What crosses between the loop and the worker: frozen structs, and nothing else.
 
-Loop to worker, through the inbox: `Generate`, `Cancel`, `Stop`. Worker to loop, one object a step: `Report`; and
-`Opened` once before the first, `Stopped` once after the last.
+Loop to worker, through the inbox: `Generate`, `Cancel`, `Unpin`, `Stop`. Worker to loop, one object a step: `Report`;
+and `Opened` once before the first, `Stopped` once after the last.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None = None
     salt: bytes = b""
     use_prefix_cache: bool = True
+    pin: bool = False
+    """A warm-up: nothing is generated (`max_tokens` is 0); the prompt's pages stay until an `Unpin`."""
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -38,11 +40,17 @@ class Cancel(msgspec.Struct, frozen=True):
     choice: int | None = None
 
 
+class Unpin(msgspec.Struct, frozen=True):
+    """Let go of the pages that a warm-up pinned, if they still are."""
+
+    id: str
+
+
 class Stop(msgspec.Struct, frozen=True):
     """Leave the loop and close the step."""
 
 
-Command = Generate | Cancel | Stop
+Command = Generate | Cancel | Unpin | Stop
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,6 +67,8 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     matched: int | None = None
     """The end id that was sampled."""
     error: str | None = None
+    prefilled: int | None = None
+    """Set where a chunk was computed that does not end the prompt: how much of it is done."""
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +82,8 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Rows received so far, cumulatively: what is on its way is what was sent less this."""
     pages_total: int = 0
     pages_used: int = 0
+    pages_pinned: int = 0
+    """Of those used: by warm-ups that are over."""
     prefix_queries: int = 0
     prefix_hits: int = 0
     """Tokens looked up, and tokens found."""

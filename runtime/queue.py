@@ -85,6 +85,15 @@ class RequestQueue:
             keep = heapq.nlargest(IDLE_USERS, idle, key=self._served.__getitem__)
             self._served = {name: self._served[name] for name in [*self._active, *keep]}
 
+    def position(self, request_id: str) -> int:
+        """How many of the better or the same priority came before it, counted from 1; 0 if it is not waiting. Fair
+        share may let others pass."""
+        mine = self._waiting.get(request_id)
+        if mine is None:
+            return 0
+        key = (mine.priority, mine.arrival)
+        return 1 + sum((other.priority, other.arrival) < key for other in self._waiting.values())
+
     def remove(self, request_id: str) -> bool:
         """Take a waiting request out. False if it is not waiting. Its user is still active until `leave`."""
         request = self._waiting.get(request_id)

@@ -6,18 +6,18 @@ seals it and asks for the row to be cancelled; whatever the row still sends is d
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
-
 from .backend import Detokenizer, Tokenizer
 from .batch import TokenLogprobs
-from .events import Event, FinishReason, Times, Usage
+from .events import Event, FinishReason, Progress, Times, Usage
 from .log import Log
 from .messages import Generate, Output
 from .params import SamplingParams
+from .shapes import SHAPES, Shape
 from .text.stops import StopMatcher
 
 
@@ -118,6 +118,8 @@ class Response:
         tokenizer: Tokenizer,
         clock: Callable[[], float],
         cancel: Callable[[str], bool],
+        position: Callable[[str], int] = lambda response_id: 0,
+        forget: Callable[[str], bool] = lambda response_id: False,
     ) -> None:
         self.id = request.id
         self.request = request
@@ -127,9 +129,15 @@ class Response:
         self._open = request.n
         self._clock = clock
         self._cancel = cancel
-        self._cached_tokens = 0
+        self._position = position
+        self._forget = forget
+        self.when_forgotten: Callable[[], None] | None = None
+        """Called when the engine no longer keeps it: set by whoever else holds on to it."""
+        self._cached_tokens = self._prefilled = 0
         self._queued_s: float | None = None
         self._first_token_s: float | None = None
+        self._last_token_s: float | None = None
+        self._gaps = array("f")
         self._last_reason: FinishReason = "cancelled"
         self._error: str | None = None
 
@@ -151,9 +159,23 @@ class Response:
         """Of the choices that have ended."""
         return [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
 
+    def progress(self) -> Progress | None:
+        """How far it is from its first token; None once that is out, or it is over."""
+        if self.done or self._first_token_s is not None:
+            return None
+        return Progress(
+            queue_position=self._position(self.id),
+            prefill_done=self._prefilled,
+            prefill_total=self.prompt_tokens,
+        )
+
     def cancel(self) -> bool:
         """End it now. False if it was over already."""
         return self._cancel(self.id)
+
+    def forget(self) -> bool:
+        """Have the engine keep it no longer. False if it is not over, or not kept any more."""
+        return self._forget(self.id)
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Leaving early does not cancel."""
@@ -165,7 +187,7 @@ class Response:
 
     def shape(self, after: int = 0) -> Shape:
         """How a reader that starts behind `after` sees events: deltas, cumulative or final, as the request asked."""
-        return _SHAPES[self.params.output](self.log.read(0)[:after])
+        return SHAPES[self.params.output](self.log.read(0)[:after])
 
     def dispatched(self) -> None:
         """The request left the queue."""
@@ -181,8 +203,9 @@ class Response:
             self._cached_tokens = output.cached_tokens
         if output.prompt_logprobs:
             self._append("prompt", prompt_logprobs=output.prompt_logprobs)
-        if output.tokens and self._first_token_s is None:
-            self._first_token_s = self._clock() - self.request.arrival
+        self._prefilled = output.prefilled or self._prefilled
+        if output.tokens:
+            self._time(output.choice, self._clock() - self.request.arrival)
         choice.take(output)
         self._error = self._error or output.error
         if choice.finish_reason is not None:
@@ -216,55 +239,34 @@ class Response:
         self._last_reason = choice.finish_reason or self._last_reason
         self._open -= 1
         if not self._open:
-            times = Times(self._queued_s, self._first_token_s, self._clock() - self.request.arrival)
+            times = Times(
+                self._queued_s,
+                self._first_token_s,
+                self._clock() - self.request.arrival,
+                *_percentiles(self._gaps),
+            )
+            self._gaps = array("f")
             self._append(
                 "done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error
             )
+
+    def _time(self, choice: int, now_s: float) -> None:
+        """Tokens of a choice are there. Gaps are those of the first."""
+        if self._first_token_s is None:
+            self._first_token_s = now_s
+        if choice:
+            return
+        if self._last_token_s is not None:
+            self._gaps.append(now_s - self._last_token_s)
+        self._last_token_s = now_s
 
     def _append(self, kind: Any, **fields: Any) -> None:
         self.log.append(Event(self.id, self.log.last_seq + 1, kind, **fields))
 
 
-Shape = Callable[[Event], list[Event]]
-
-
-def _as_deltas(past: list[Event]) -> Shape:
-    return lambda event: [event]
-
-
-def _as_cumulative(past: list[Event]) -> Shape:
-    """Text, ids and log-probabilities of an event are its choice's whole, the `past` included."""
-    wholes: dict[int, list[Event]] = {}
-
-    def shape(event: Event) -> list[Event]:
-        if event.kind not in ("delta", "finish"):
-            return [event]
-        parts = wholes.setdefault(event.index, [])
-        parts.append(event)
-        whole = msgspec.structs.replace(
-            event,
-            text="".join(part.text for part in parts),
-            token_ids=tuple(token for part in parts for token in part.token_ids),
-            logprobs=None
-            if event.logprobs is None
-            else tuple(e for part in parts for e in part.logprobs or ()),
-        )
-        wholes[event.index] = [whole]
-        return [whole]
-
-    for event in past:
-        shape(event)
-    return shape
-
-
-def _as_final(past: list[Event]) -> Shape:
-    """Cumulative, with the deltas left out."""
-    cumulative = _as_cumulative(past)
-    return lambda event: [whole for whole in cumulative(event) if event.kind != "delta"]
-
-
-_SHAPES: dict[str, Callable[[list[Event]], Shape]] = {
-    "delta": _as_deltas,
-    "cumulative": _as_cumulative,
-    "final": _as_final,
-}
+def _percentiles(gaps: array[float]) -> tuple[float | None, float | None]:
+    """The median and the 99th percentile, by the nearest rank."""
+    if not gaps:
+        return None, None
+    ranked = sorted(gaps)
+    return ranked[(len(ranked) - 1) // 2], ranked[-(-99 * len(ranked) // 100) - 1]

@@ -111,7 +111,7 @@ class Scheduler:
                 length = min(len(row.tokens) - row.planned, budget)
                 budget -= length
                 if length:
-                    launch.append(_Launched(row, length, int(row.planned + length == len(row.tokens))))
+                    launch.append(_Launched(row, length, row.chunk_bound(length)))
             elif self._grow(row, grown):
                 launch.append(_Launched(row, 0, row.bound(self.capacity.tokens_per_launch)))
         seated = {row.slot for row in self._running}
@@ -170,6 +170,7 @@ class Scheduler:
             received_rows=self._received_rows,
             pages_total=self.seating.pages.num_pages - 1,
             pages_used=self.seating.pages.num_used,
+            pages_pinned=self.seating.pins.num_pages,
             prefix_queries=self.seating.num_queried,
             prefix_hits=self.seating.num_hit,
             preemptions=self._preemptions,
@@ -182,7 +183,7 @@ class Scheduler:
         seated = self._running + self._ghosts
         slots = sorted([row.slot for row in seated] + self.seating.free_slots)
         assert slots == list(range(self.capacity.max_rows)), "a slot is lost or doubled"
-        held = [page for row in seated for page in row.pages]
+        held = [page for row in seated for page in row.pages] + self.seating.pins.pages
         assert len(set(held)) == self.seating.pages.num_used, "a page is used by no row"
         assert all(not row.pages for row in self._waiting), "a waiting row holds pages"
         assert all(row.in_flight for row in self._ghosts), "a ghost nobody waits for"
@@ -219,7 +220,7 @@ class Scheduler:
         missing = self.seating.num_pages(row.planned + row.bound(self.capacity.tokens_per_launch)) - len(
             row.pages
         )
-        while missing > self.seating.pages.num_available:
+        while not self.seating.has_room(missing):
             if self._ghosts or any(other.preempting for other in self._running):
                 return False
             victim = self._running[-1]
@@ -261,11 +262,15 @@ class Scheduler:
             row.unreported_cached,
             reason,
             tokens[-1] if reason == "stop_token" else None,
+            prefilled=row.computed if launched.length and not launched.bound else None,
         )
         row.unreported_cached = None
+        if row.request.pin and reason is not None:
+            self.seating.pin(row)
         if reason is not None:
             self._end(row)
-        return output if tokens or output.prompt_logprobs or output.cached_tokens is not None else None
+        is_news = tokens or output.prompt_logprobs or output.cached_tokens is not None
+        return output if is_news or output.prefilled is not None else None
 
     # Ending
 

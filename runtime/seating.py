@@ -5,8 +5,12 @@ from __future__ import annotations
 from .batch import Capacity, Seat
 from .messages import Generate
 from .pages import PagePool
+from .pins import Pins
 from .prefix import PrefixHasher
 from .sequence import Sequence
+
+PINNED_SHARE = 4
+"""One page in so many may be held for warm-ups."""
 
 
 class Seating:
@@ -15,6 +19,7 @@ class Seating:
     def __init__(self, capacity: Capacity, *, prefix_cache: bool, secret: bytes) -> None:
         self.capacity = capacity
         self.pages = PagePool(capacity.num_pages)
+        self.pins = Pins(self.pages, capacity.num_pages // PINNED_SHARE)
         self.free_slots = list(range(capacity.max_rows - 1, -1, -1))
         self.num_queried = self.num_hit = 0
         self._prefix_cache = prefix_cache
@@ -35,12 +40,13 @@ class Seating:
 
     def seat(self, row: Sequence, spare: int | None) -> Seat | None:
         """Give the row a slot and pages for all its tokens. None: not with `spare` pages left over for others; with
-        `spare` None there are no others, and it always fits."""
+        `spare` None there are no others, and it always fits: pins give way."""
         shared = self._find_prefix(row)
         fresh = self.num_pages(len(row.tokens)) - len(shared)
-        cached = sum(1 for page in shared if self.pages.is_cached(page))
-        if spare is not None and fresh + cached + spare > self.pages.num_available:
-            return None
+        while fresh + self._num_cached(shared) + (spare or 0) > self.pages.num_available:
+            if spare is not None:
+                return None
+            self.pins.release_oldest()
         for page in shared:
             self.pages.share(page)
         row.pages = shared + self.pages.take(fresh)
@@ -62,10 +68,25 @@ class Seating:
             self.pages.publish(row.pages[index], row.keys[index + 1])
         row.num_published = max(row.num_published, full)
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many pages can be taken for a row that is seated: pins give way to it."""
+        while count > self.pages.num_available and self.pins.release_oldest():
+            pass
+        return count <= self.pages.num_available
+
+    def pin(self, row: Sequence) -> None:
+        """Keep the full pages of a warm-up that is done, for those who continue it."""
+        if self._prefix_cache and row.request.use_prefix_cache:
+            self.pins.pin(row.request.id, row.pages[: row.num_published])
+
     def leave(self, row: Sequence) -> None:
         """Take the slot and the pages back. No launch in flight may name the row."""
         self.pages.give_back(row.pages)
         self.free_slots.append(row.slot)
+
+    def _num_cached(self, pages: list[int]) -> int:
+        """How many of them would leave `num_available` when shared."""
+        return sum(1 for page in pages if self.pages.is_cached(page))
 
     def num_pages(self, length: int) -> int:
         return -(-length // self.capacity.page_size)

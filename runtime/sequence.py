@@ -67,8 +67,8 @@ class Sequence:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the launches in flight may already reach the limit."""
-        return len(self.tokens) + self.pending >= self.limit
+        """Whether the launches in flight may already reach the limit. A warm-up's is the end of its prompt."""
+        return not self.request.pin and len(self.tokens) + self.pending >= self.limit
 
     def is_late(self, now: float) -> bool:
         return self.request.deadline is not None and self.request.deadline <= now
@@ -80,6 +80,10 @@ class Sequence:
     def bound(self, tokens_per_launch: int) -> int:
         """How many tokens one more decode launch may give."""
         return min(tokens_per_launch, self.limit - len(self.tokens) - self.pending)
+
+    def chunk_bound(self, length: int) -> int:
+        """How many tokens the next chunk gives: one if it ends the prompt, none ever for a warm-up."""
+        return int(self.planned + length == len(self.tokens) and not self.request.pin)
 
     def launched(self, length: int, bound: int) -> None:
         """A launch names the row: a chunk of `length` positions, or a decode where that is 0. `bound`: its tokens."""
@@ -98,6 +102,8 @@ class Sequence:
         self.computed += length or gained
         self.planned -= 0 if length else bound - gained
         self.tokens += tokens
+        if self.request.pin and self.computed == self.prompt_len:
+            reason = "length"
         if length and bound and not gained:  # a chunk should have given a token: its last position runs again
             assert not self.in_flight, "a sampling chunk gave no token with launches in flight"
             self.decoding = False

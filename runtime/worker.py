@@ -21,7 +21,7 @@ from collections.abc import Callable
 from .batch import Capacity, Step, Ticket
 from .errors import JitneyError
 from .inbox import Inbox
-from .messages import Cancel, Generate, News, Opened, Output, Report, Stop, Stopped
+from .messages import Cancel, Generate, News, Opened, Output, Report, Stop, Stopped, Unpin
 from .scheduler import Scheduler
 
 MAX_FAILURES = 3
@@ -112,11 +112,13 @@ class StepLoop:
     def is_idle(self) -> bool:
         return self.scheduler.is_idle
 
-    def obey(self, command: Generate | Cancel) -> None:
+    def obey(self, command: Generate | Cancel | Unpin) -> None:
         if isinstance(command, Generate):
             self.scheduler.add(command)
-        else:
+        elif isinstance(command, Cancel):
             self.scheduler.cancel(command.id, command.choice)
+        else:
+            self.scheduler.seating.pins.release(command.id)
 
     def turn(self, now: float) -> list[Output] | None:
         """Plan and launch once if possible; collect the oldest launch if the run-ahead is used up or nothing was

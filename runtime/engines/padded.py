@@ -130,6 +130,8 @@ class PaddedEngine(AbstractEngine):
         if self.state != "ready":
             raise EngineClosed(f"the engine is {self.state}")
         params, opts = checked(params, options)
+        if opts.warm_up:
+            raise InvalidField("warm_up", "false: padded batches keep no pages", opts.warm_up)
         request = await self.intake.accept(prompt, params, opts)
         return Response(request, params, self.backend.tokenizer, self._clock, self._cancel)
 

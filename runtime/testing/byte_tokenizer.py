@@ -22,6 +22,9 @@ class ByteTokenizer:
     vocab_size = 260
     longest_token = 1
 
+    def __init__(self, *, reasons: bool = False) -> None:
+        self.reasoning_markers = ("<think>", "</think>") if reasons else None
+
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         return list(text.encode())
 

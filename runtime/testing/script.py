@@ -54,6 +54,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str = "scripted"
     context_length: Positive = 4096
     max_rows: Positive = 32
+    reasons: bool = False
+    """What replies have between <think> and </think> at their beginning is reasoning."""
     reply: list[Reply] = []
 
     def find(self, prompt: str) -> Reply:
@@ -74,7 +76,7 @@ class ScriptedBackend:
         self.script = script or Script()
         self.name = self.script.name
         self.context_length = self.script.context_length
-        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.tokenizer: Tokenizer = ByteTokenizer(reasons=self.script.reasons)
         self.vocab_size = self.tokenizer.vocab_size
         self.defaults = GenerationDefaults(end_token_ids=(END,))
         self._clock = clock

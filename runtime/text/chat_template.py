@@ -19,6 +19,16 @@ MAX_RENDERED_CHARS = 16 * 2**20
 MAX_RENDER_S = 10.0
 
 
+REASONING_MARKERS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+)
+"""Of the families whose templates spell them out."""
+
+
 class ChatTemplate:
     """One compiled template. Raises `ModelError` naming `source` where it does not compile."""
 
@@ -32,6 +42,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
         self._names = names
+        self.reasoning_markers = next(
+            (pair for pair in REASONING_MARKERS if pair[0] in text and pair[1] in text), None
+        )
         try:
             self._template = environment.from_string(text)
         except (TemplateError, RecursionError) as error:

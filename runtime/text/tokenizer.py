@@ -51,6 +51,10 @@ class ModelTokenizer:
         return max(map(len, self._library.get_vocab()))
 
     @property
+    def reasoning_markers(self) -> tuple[str, str] | None:
+        return None if self._template is None else self._template.reasoning_markers
+
+    @property
     def control_ids(self) -> frozenset[int]:
         """Ids of the control tokens: those that the tokenizer marks as special, and its BOS, EOS and their like."""
         return frozenset(self._spelling.spelled)

@@ -1,0 +1,261 @@
+"""Every answer that a client may follow, come back to, cancel or delete: one registry, which outlives all sockets.
+
+Who may call what. A route opens an entry with `open` (or `submit`, which also begins it), reads it within
+`reading`, and need not look after it any further: what becomes of an answer that nobody reads is decided here, by its
+`on_disconnect`. Any route may `find`, `cancel` and `delete` an answer of the same owner, whichever route began it;
+another owner's is not there. `latest` is the newest answer of a chat. All of it belongs to the engine's loop.
+
+An entry lives as long as the engine keeps its response: until it is over, and then for `keep_finished_s`, within
+`keep_finished_bytes` for all. Who comes later is told that it is gone, as long as its id is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..runtime.backend import Message
+from ..runtime.events import Event
+from ..runtime.response import Progress, Response
+from .principal import Principal
+from .protocols.delivery import OnDisconnect
+from .protocols.errors import Refusal, Refused, invalid, refusal
+from .protocols.generate import Generate
+
+MAX_DETACHED = 32
+"""Unread answers of one owner that go on; one more is cancelled when its reader leaves."""
+MAX_REMEMBERED = 10_000
+"""Ids of answers that are no longer kept."""
+
+logger = logging.getLogger("jitney.streaming")
+
+Submit = Callable[[Generate, Principal, str], Awaitable[Response]]
+
+
+class Entry:
+    """One answer. `responses` are the engine's, one for each prompt; none until it has begun.
+
+    `facts` is what the route that opened it wants others to know, such as how to show it as a Response object;
+    `history` is the conversation up to it.
+    """
+
+    def __init__(
+        self,
+        entry_id: str,
+        principal: Principal,
+        on_disconnect: OnDisconnect,
+        *,
+        chat_id: str | None = None,
+        facts: Any = None,
+        history: Sequence[Message] = (),
+    ) -> None:
+        self.id = entry_id
+        self.principal = principal
+        self.on_disconnect = on_disconnect
+        self.chat_id = chat_id
+        self.facts = facts
+        self.history = tuple(history)
+        self.responses: list[Response] = []
+        self.refused: Refusal | None = None
+        self.is_cancelled = False
+        self.num_readers = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self._settled = asyncio.Event()
+
+    @property
+    def response(self) -> Response | None:
+        """The engine's response, of the first prompt."""
+        return self.responses[0] if self.responses else None
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.responses)
+
+    @property
+    def is_over(self) -> bool:
+        """Refused, cancelled before it began, or all of it sealed."""
+        if not self.responses:
+            return self.refused is not None or self.is_cancelled
+        return all(response.done for response in self.responses)
+
+    def progress(self) -> Progress | None:
+        """How far it is from its first token; None once that is out, or before it has begun."""
+        return self.response.progress() if self.response is not None else None
+
+    async def begun(self) -> Response | None:
+        """Waits until the engine has accepted it; None if it was cancelled before. Raises `Refused`."""
+        await self._settled.wait()
+        if self.refused is not None:
+            raise Refused(self.refused)
+        return self.response
+
+    async def batches(self, after: int = 0) -> AsyncGenerator[list[Event]]:
+        """What is new in the log behind `after`, as often as there is anything, to the `done` event. Nothing is
+        merged. Raises `Refused` if it was refused."""
+        response = await self.begun()
+        if response is None:
+            yield [Event(self.id, 1, "done", finish_reason="cancelled")]
+            return
+        async for batch in response.log.batches(after):
+            yield batch
+
+    def settle(self, responses: Sequence[Response] = (), refused: Refusal | None = None) -> None:
+        """It has begun, or never will."""
+        self.responses, self.refused = list(responses), refused
+        self._settled.set()
+
+    def cancel(self) -> None:
+        """End it now, wherever it is."""
+        self.is_cancelled = not self.is_over or self.is_cancelled
+        for response in self.responses:
+            response.cancel()
+        if not self.responses:
+            self._settled.set()
+
+
+class Registry:
+    """`submit` hands a request to the engine, `forget` drops what the engine keeps of a finished one."""
+
+    def __init__(
+        self, submit: Submit, forget: Callable[[str], bool], *, max_detached: int = MAX_DETACHED
+    ) -> None:
+        self._submit = submit
+        self._forget = forget
+        self._max_detached = max_detached
+        self._entries: dict[str, Entry] = {}
+        self._chats: dict[tuple[str, str, str], str] = {}
+        self._detached: dict[tuple[str, str], set[str]] = {}
+        self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
+
+    def open(self, entry: Entry) -> Entry:
+        """Take in an entry that has not begun. Its id must be new."""
+        assert entry.id not in self._entries
+        self._entries[entry.id] = entry
+        if entry.chat_id is not None:
+            self._chats[*entry.principal.owner, entry.chat_id] = entry.id
+        return entry
+
+    async def begin(self, entry: Entry, generates: Sequence[Generate]) -> None:
+        """Submit an open entry's requests. If one is refused the others are cancelled, the entry is dropped, its
+        readers are told, and what the engine raised is raised."""
+        responses: list[Response] = []
+        try:
+            for number, generate in enumerate(generates):
+                name = entry.id if len(generates) == 1 else f"{entry.id}-{number}"
+                responses.append(await self._submit(generate, entry.principal, name))
+        except BaseException as exc:
+            for response in responses:
+                response.cancel()
+            self.refuse(entry, refusal(exc) if isinstance(exc, Exception) else _ENDED)
+            raise
+        entry.settle(responses)
+        responses[0].when_forgotten = lambda: self._expire(entry)
+        if entry.is_cancelled:  # while it was being tokenised
+            entry.cancel()
+
+    async def submit(self, entry: Entry, *generates: Generate) -> Entry:
+        """`open` and `begin`."""
+        await self.begin(self.open(entry), generates)
+        return entry
+
+    def refuse(self, entry: Entry, why: Refusal) -> None:
+        """It will not begin."""
+        entry.settle(refused=why)
+        self._drop(entry)
+
+    def find(self, principal: Principal, entry_id: str) -> Entry:
+        """Raises `Refused`: 404 for what never was, or is another's; 409 for what is no longer kept."""
+        entry = self._entries.get(entry_id)
+        if entry is not None and entry.principal.owner == principal.owner:
+            return entry
+        if self._gone.get(entry_id) == principal.owner:
+            message = f"{entry_id!r} is no longer kept"
+            raise Refused(invalid(message, code="resume_window_expired", param="response_id", status=409))
+        message = f"no response {entry_id[:80]!r}"
+        raise Refused(invalid(message, code="response_not_found", param="response_id", status=404))
+
+    def latest(self, principal: Principal, chat_id: str) -> Entry | None:
+        """The newest answer of a chat, under way (`not is_over`) or still kept."""
+        entry_id = self._chats.get((*principal.owner, chat_id))
+        return None if entry_id is None else self._entries[entry_id]
+
+    def cancel(self, principal: Principal, entry_id: str) -> Entry:
+        """Raises as `find` does. One that is over stays as it is."""
+        entry = self.find(principal, entry_id)
+        self._cancel(entry)
+        return entry
+
+    def delete(self, principal: Principal, entry_id: str) -> None:
+        """Cancel and forget. Raises as `find` does."""
+        entry = self.cancel(principal, entry_id)
+        self._drop(entry)
+        for response in entry.responses:
+            self._forget(response.id)
+
+    @contextmanager
+    def reading(self, entry: Entry) -> Iterator[None]:
+        """Around the time in which a client is there to read the answer."""
+        entry.num_readers += 1
+        self._come_back(entry)
+        try:
+            yield
+        finally:
+            entry.num_readers -= 1
+            if not entry.num_readers and not entry.is_over:
+                self._leave(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        mode, unread = entry.on_disconnect.mode, self._detached.setdefault(entry.principal.owner, set())
+        unread -= {entry_id for entry_id in unread if self._is_over(entry_id)}
+        if mode != "cancel" and len(unread) >= self._max_detached:
+            logger.warning("%s is cancelled: %d unread answers of its owner go on", entry.id, len(unread))
+            mode = "cancel"
+        if mode == "cancel":
+            self._cancel(entry)
+            return
+        unread.add(entry.id)
+        if mode == "detach":
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(entry.on_disconnect.detach_s, self._cancel, entry)
+
+    def _come_back(self, entry: Entry) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        unread = self._detached.get(entry.principal.owner)
+        if unread is not None:
+            unread.discard(entry.id)
+            if not unread:
+                del self._detached[entry.principal.owner]
+
+    def _cancel(self, entry: Entry) -> None:
+        entry.cancel()
+        self._come_back(entry)
+        if not entry.has_begun:
+            self._drop(entry)
+
+    def _is_over(self, entry_id: str) -> bool:
+        entry = self._entries.get(entry_id)
+        return entry is None or entry.is_over
+
+    def _expire(self, entry: Entry) -> None:
+        """The engine keeps it no longer."""
+        if self._drop(entry):
+            self._gone[entry.id] = entry.principal.owner
+            if len(self._gone) > MAX_REMEMBERED:
+                self._gone.popitem(last=False)
+
+    def _drop(self, entry: Entry) -> bool:
+        if self._entries.pop(entry.id, None) is None:
+            return False
+        self._come_back(entry)
+        if entry.chat_id is not None and self._chats.get((*entry.principal.owner, entry.chat_id)) == entry.id:
+            del self._chats[*entry.principal.owner, entry.chat_id]
+        return True
+
+
+_ENDED = Refusal(status=503, type="server_error", message="the server is stopping", code="engine_closed")
