@@ -6,6 +6,7 @@ kernel applies in stream order, so no graph ever sees half a change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -85,10 +86,10 @@ class Patch:
         self._values.append(words)
         self.num_words += words.size
 
-    def packed(self, out: NDArray[np.int32]) -> int:
-        """Fill out [2, capacity] with offsets and values; gives how many."""
-        count = self.num_words
-        if count:
-            np.concatenate(self._offsets, out=out[0, :count])
-            np.concatenate(self._values, out=out[1, :count])
-        return count
+    def pieces(self, most: int) -> Iterator[tuple[Words, Words]]:
+        """Offsets and values, at most so many at a time; nothing for an empty patch."""
+        if not self.num_words:
+            return
+        offsets, values = np.concatenate(self._offsets), np.concatenate(self._values)
+        for at in range(0, self.num_words, most):
+            yield offsets[at : at + most], values[at : at + most]

@@ -16,11 +16,13 @@ from ..model.layers import Layers
 
 class Pass(NamedTuple):
     """A pass's size: `rows` decode, `tokens` prompt tokens follow them in at most `chunks` chunks, padding included.
-    `full`: some row's logits are adjusted, or its log-probabilities asked for."""
+    `cuts`: some row samples with top_k, top_p or min_p. `full`: some row's logits are adjusted, or its
+    log-probabilities asked for."""
 
     rows: int
     tokens: int
     chunks: int
+    cuts: bool
     full: bool
 
     @property
@@ -62,7 +64,7 @@ class Sampler(Protocol):
     """logits [R, vocab], slots and positions [R] int32: tokens and flags [R] int32, at fixed addresses."""
 
     def sample(
-        self, logits: Tensor, slots: Tensor, positions: Tensor, *, full: bool
+        self, logits: Tensor, slots: Tensor, positions: Tensor, *, cuts: bool, full: bool
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -83,7 +85,7 @@ class Forward:
         logits = self._ops.norm_linear(hidden, self._layers.shared["norm"], self._layers.head, rows=chosen)
         slots = gathered.row_slots[: size.num_samples]
         positions = gathered.draw_positions[: size.num_samples]
-        tokens, flags = self._sampler.sample(logits, slots, positions, full=size.full)
+        tokens, flags = self._sampler.sample(logits, slots, positions, cuts=size.cuts, full=size.full)
         publish(tokens, flags, gathered, self._state, self._ring, size.num_samples)
         return hidden
 

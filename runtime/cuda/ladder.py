@@ -25,24 +25,25 @@ class Ladder:
         self._tokens = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
         self._most_tokens = sizes.prefill_tokens
 
-    def size(self, num_rows: int, num_tokens: int, num_chunks: int, *, full: bool) -> Pass:
+    def size(self, num_rows: int, num_tokens: int, num_chunks: int, *, cuts: bool, full: bool) -> Pass:
         """The smallest pass that holds a batch."""
         if not num_tokens:
-            return Pass(_least(self._rows, num_rows), 0, 0, full)
+            return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
         if num_chunks <= FEW_CHUNKS and self._tokens and num_tokens <= self._tokens[-1]:
-            return Pass(_least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, full)
+            return Pass(_least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, True, full)
         tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
-        return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, full)
+        return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full)
 
-    def decoding(self, *, full: bool) -> Iterator[Pass]:
+    def decoding(self, *, cuts: bool = False, full: bool = False) -> Iterator[Pass]:
         """From large to small, so that the small share the large ones' memory."""
         for rows in reversed(self._rows):
-            yield Pass(rows, 0, 0, full)
+            yield Pass(rows, 0, 0, cuts or full, full)
 
-    def mixed(self, *, full: bool) -> Iterator[Pass]:
+    def mixed(self) -> Iterator[Pass]:
+        """Few enough to capture them all: sampled as if some row had cuts."""
         for tokens in reversed(self._tokens):
             for rows in reversed(self._mixed):
-                yield Pass(rows, tokens, FEW_CHUNKS, full)
+                yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
 
 def _least(buckets: tuple[int, ...], wanted: int) -> int:

@@ -18,6 +18,7 @@ from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
 from ..kernels.rows import Slotwise, gathered
+from ..kernels.sampling import SamplingLaunches
 from ..kernels.weight import quantize_fp8
 from ..model.config import ModelConfig
 from ..model.layers import Layers, Weights, load_layers
@@ -30,7 +31,7 @@ from .naive import NaiveOps
 from .ops import KernelOps
 from .outbox import Outbox
 from .plan import DevicePlan, plan_device
-from .sampling import SlotSampler
+from .sampling_state import SamplingState
 from .sizes import PAGE_TOKENS, Sizes
 from .staging import Staging
 from .state import SlotState
@@ -75,9 +76,9 @@ def build_step(
     with torch.inference_mode():
         layers = _load(model, weights, config, sizes, dtype, device)
         arena = Arena()
-        state, sampler = SlotState(arena, sizes), SlotSampler(arena, model.vocab_size, sizes)
+        state, sampling = SlotState(arena, sizes), SamplingState(arena, sizes.num_slots, model.vocab_size)
         arena.allocate(device)
-        sampler.allocate(device, dtype)
+        sampler = SamplingLaunches(sampling.rows, sizes.max_samples, model.vocab_size, dtype, device)
         kv_dtype = torch.float8_e4m3fn if config.kv_dtype == "fp8" else dtype
         shape = (sizes.num_pages, 2, model.num_kv_heads, PAGE_TOKENS, model.head_dim)
         pools = [torch.empty(shape, dtype=kv_dtype, device=device) for _ in range(model.num_layers)]
@@ -94,13 +95,13 @@ def build_step(
         forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
     ladder = Ladder(sizes)
     graphs = Graphs(forward.run, _ladder(ladder), enabled=device.type == "cuda")
-    staging = Staging(arena, config.run_ahead + 2, arena.num_words)
+    staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
         num_pages=sizes.num_pages, page_size=PAGE_TOKENS, max_rows=sizes.max_rows, depth=config.run_ahead,
         max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
     )  # fmt: skip
-    step = CudaStep(capacity, arena, state, sampler, forward, ladder, graphs, staging, outbox)
+    step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
     for _ in range(len(sizes.row_buckets) if device.type == "cuda" else 0):
         step.prepare()
     return step
@@ -116,8 +117,9 @@ def mixed_tokens(model: ModelConfig, most: int) -> int:
 
 
 def _ladder(ladder: Ladder) -> Any:
-    yield from ladder.decoding(full=False)
-    yield from ladder.mixed(full=False)
+    yield from ladder.decoding()
+    yield from ladder.decoding(cuts=True)
+    yield from ladder.mixed()
     yield from ladder.decoding(full=True)
 
 

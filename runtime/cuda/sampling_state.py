@@ -30,6 +30,8 @@ _UNDERFLOW = 104.0
 
 def refusal(sampling: RowSampling) -> str | None:
     """What a row asks beyond the bounds, as a sentence; None: nothing."""
+    if sampling.top_p_decay != 1.0:
+        return "top_p_decay: not on this device"
     sequences = _sequences(sampling)
     for what, asked, most in (
         ("logit_bias entries", len(sampling.logit_bias), marks.MOST_BIASES),
@@ -105,7 +107,8 @@ def _is_adjusted(sampling: RowSampling) -> bool:
     return bool(lists) or sampling.min_tokens > 0 or _is_penalised(sampling)
 
 
-def _is_cut(sampling: RowSampling) -> bool:
+def is_cut(sampling: RowSampling) -> bool:
+    """Whether the row needs the search for its threshold."""
     return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
@@ -114,7 +117,7 @@ def _mode(sampling: RowSampling) -> int:
     flags = (
         (row_words.SEATED, True),
         (row_words.RANDOM, random),
-        (row_words.CUT, random and _is_cut(sampling)),
+        (row_words.CUT, random and is_cut(sampling)),
         (row_words.ADJUSTED, _is_adjusted(sampling)),
         (row_words.ONLY_LISTED, bool(sampling.allowed_token_ids)),
         (row_words.COUNTED, _is_penalised(sampling)),

@@ -7,17 +7,19 @@ oldest block's event, so a block is never overwritten under the device's eyes.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ..kernels.patch import apply_patch
 from .arena import Arena, Patch
 
 
-class Staging:
-    """`capacity`: the most words that one patch may hold."""
+CAPACITY = 1 << 18
 
-    def __init__(self, arena: Arena, num_blocks: int, capacity: int) -> None:
+
+class Staging:
+    """`capacity`: words of a block; a larger patch takes several."""
+
+    def __init__(self, arena: Arena, num_blocks: int, capacity: int = CAPACITY) -> None:
         self._words = arena.words
         on_device = self._words.is_cuda
         self._blocks = [
@@ -26,18 +28,16 @@ class Staging:
         self._views = [block.numpy() for block in self._blocks]
         self._read = [torch.cuda.Event(blocking=True) if on_device else None for _ in self._blocks]
         self._next = 0
-        self.capacity = capacity
 
     def apply(self, patch: Patch) -> None:
         """Enqueue the patch; the host may go on at once."""
-        if not patch.num_words:
-            return
-        assert patch.num_words <= self.capacity, "a patch larger than a staging block"
-        index, self._next = self._next, (self._next + 1) % len(self._blocks)
-        event = self._read[index]
-        if event is not None:
-            event.synchronize()
-        count = patch.packed(np.asarray(self._views[index]))
-        apply_patch(self._words, self._blocks[index], count)
-        if event is not None:
-            event.record()
+        for offsets, values in patch.pieces(self._views[0].shape[1]):
+            index, self._next = self._next, (self._next + 1) % len(self._blocks)
+            event, view = self._read[index], self._views[index]
+            if event is not None:
+                event.synchronize()
+            view[0, : len(offsets)] = offsets
+            view[1, : len(offsets)] = values
+            apply_patch(self._words, self._blocks[index], len(offsets))
+            if event is not None:
+                event.record()

@@ -7,21 +7,30 @@ fault of the device shows in either, as an exception, and is final: the state on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import torch
 
-from ..batch import Batch, Capacity, Chunk, RowOutcome, Seat, Ticket
+from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket
+from ..kernels import row_words
 from .arena import Arena, Patch
 from .forward import Forward, Pass
 from .graphs import Graphs
 from .ladder import Ladder
 from .outbox import Outbox, Posting
-from .sampling import SlotSampler
+from .sampling_state import SamplingState, is_cut, needs_full, refusal
 from .sizes import CHUNK_ROWS
 from .staging import Staging
 from .state import SlotState
+
+
+GREEDY = RowSampling(seed=0, temperature=0.0)
+FAULTS = {
+    row_words.NAN: "the model's logits hold a NaN",
+    row_words.ALL_BANNED: "every token is banned",
+    row_words.INFINITE: "the model's logits hold an infinity",
+}
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -39,7 +48,7 @@ class CudaStep:
         capacity: Capacity,
         arena: Arena,
         state: SlotState,
-        sampler: SlotSampler,
+        sampling: SamplingState,
         forward: Forward,
         ladder: Ladder,
         graphs: Graphs,
@@ -47,18 +56,17 @@ class CudaStep:
         outbox: Outbox,
     ) -> None:
         self.capacity = capacity
-        self._arena, self._state, self._sampler = arena, state, sampler
+        self._arena, self._state, self._sampling = arena, state, sampling
         self._forward, self._ladder, self._graphs = forward, ladder, graphs
         self._staging, self._outbox = staging, outbox
         self._seats: dict[int, Seat] = {}
+        self._refused: dict[int, str] = {}
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Ticket:
         patch = Patch(self._arena)
         for seat in batch.seats:
-            self._seats[seat.slot] = seat
-            self._state.seat(patch, seat)
-            self._sampler.seat(patch, seat)
+            self._seat(patch, seat)
         for slot, pages in batch.grown:
             self._state.grow(patch, slot, pages)
         parts: list[_Part] = []
@@ -70,28 +78,43 @@ class CudaStep:
 
     def _run(self, patch: Patch, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> _Part:
         sampled = [*enumerate(decodes)]
-        full = any(self._sampler.is_full(self._seats[slot].sampling) for slot in decodes)
-        full |= any(self._sampler.is_full(self._seats[chunk.slot].sampling) for chunk in chunks if chunk.samples)
-        size = self._ladder.size(len(decodes), sum(chunk.count for chunk in chunks), len(chunks), full=full)
+        sampled += [(-1 - i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
+        cuts, full = self._kinds(slot for _, slot in sampled)
+        num_tokens = sum(chunk.count for chunk in chunks)
+        size = self._ladder.size(len(decodes), num_tokens, len(chunks), cuts=cuts, full=full)
         if size.rows:
             self._state.decode(patch, decodes, size.rows)
         if chunks:
             tokens = [self._seats[c.slot].tokens[c.start : c.start + c.count] for c in chunks]
             self._state.prefill(patch, chunks, tokens)
-            sampled += [(size.rows + i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
         self._staging.apply(patch)
         self._graphs.run(size)
-        return _Part(self._outbox.posted(size.num_samples), tuple(sampled))
+        rows = tuple((row if row >= 0 else size.rows - 1 - row, slot) for row, slot in sampled)
+        return _Part(self._outbox.posted(size.num_samples), rows)
+
+    def _seat(self, patch: Patch, seat: Seat) -> None:
+        refused = refusal(seat.sampling)
+        self._refused.pop(seat.slot, None)
+        if refused is not None:
+            self._refused[seat.slot] = refused
+            seat = msgspec.structs.replace(seat, sampling=GREEDY)
+        self._seats[seat.slot] = seat
+        self._state.seat(patch, seat)
+        self._sampling.seat(patch, seat)
+
+    def _kinds(self, slots: Iterable[int]) -> tuple[bool, bool]:
+        samplings = [self._seats[slot].sampling for slot in slots]
+        return any(map(is_cut, samplings)), any(map(needs_full, samplings))
 
     def collect(self, ticket: Ticket) -> list[RowOutcome]:
         assert isinstance(ticket, list)
-        outcomes: list[RowOutcome] = []
-        for part in ticket:
-            tokens, flags = part.posting.read()
-            for row, slot in part.slots:
-                error = self._sampler.error(int(flags[row]))
-                outcomes.append(RowOutcome(slot, error=error) if error else RowOutcome(slot, (int(tokens[row]),)))
-        return outcomes
+        return [outcome for part in ticket for outcome in self._outcomes(part)]
+
+    def _outcomes(self, part: _Part) -> Iterator[RowOutcome]:
+        tokens, flags = part.posting.read().tolist()
+        for row, slot in part.slots:
+            error = self._refused.get(slot) or FAULTS.get(flags[row])
+            yield RowOutcome(slot, error=error) if error else RowOutcome(slot, (tokens[row],))
 
     @torch.inference_mode()
     def prepare(self) -> bool:
