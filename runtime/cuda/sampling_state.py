@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, float32
+from torch import float32
 
 from ..batch import RowSampling, Seat
 from ..kernels import marks, row_words
@@ -130,7 +130,6 @@ def _mode(sampling: RowSampling) -> int:
 def _words(seat: Seat) -> NDArray[np.int32]:
     sampling = seat.sampling
     temperature = sampling.temperature
-    top_p = np.float32(sampling.top_p)
     depth = min(_UNDERFLOW, -math.log(sampling.min_p)) if sampling.min_p > 0 else _UNDERFLOW
     integers = {
         row_words.MODE: _mode(sampling),
@@ -147,8 +146,8 @@ def _words(seat: Seat) -> NDArray[np.int32]:
     numbers = {
         row_words.SCALE: min(_LOG2_E / temperature, _LARGEST) if temperature > 0 else 0.0,
         row_words.REACH: depth * temperature,
-        row_words.TOP_P: top_p,
-        row_words.TOP_P_REST: sampling.top_p - float(top_p),
+        row_words.TOP_P: sampling.top_p,
+        row_words.TOP_P_REST: sampling.top_p - float(np.float32(sampling.top_p)),
         row_words.PRESENCE: sampling.presence_penalty,
         row_words.FREQUENCY: sampling.frequency_penalty,
         row_words.REPETITION: sampling.repetition_penalty,
