@@ -16,11 +16,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import time
 from typing import Any
 
 from ..runtime.backend import Message
-from ..runtime.events import Event
-from ..runtime.response import Progress, Response
+from ..runtime.events import Event, Progress
+from ..runtime.response import Response
 from .principal import Principal
 from .protocols.delivery import OnDisconnect
 from .protocols.errors import Refusal, Refused, invalid, refusal
@@ -61,7 +62,8 @@ class Entry:
         self.history = tuple(history)
         self.responses: list[Response] = []
         self.refused: Refusal | None = None
-        self.is_cancelled = False
+        self.created_at = time()
+        self.is_cancelled = self.is_beginning = False
         self.num_readers = 0
         self.timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
@@ -79,7 +81,7 @@ class Entry:
     def is_over(self) -> bool:
         """Refused, cancelled before it began, or all of it sealed."""
         if not self.responses:
-            return self.refused is not None or self.is_cancelled
+            return self._settled.is_set()
         return all(response.done for response in self.responses)
 
     def progress(self) -> Progress | None:
@@ -105,26 +107,23 @@ class Entry:
 
     def settle(self, responses: Sequence[Response] = (), refused: Refusal | None = None) -> None:
         """It has begun, or never will."""
-        self.responses, self.refused = list(responses), refused
+        self.responses, self.refused, self.is_beginning = list(responses), refused, False
         self._settled.set()
 
     def cancel(self) -> None:
         """End it now, wherever it is."""
-        self.is_cancelled = not self.is_over or self.is_cancelled
+        self.is_cancelled = self.is_cancelled or not self.is_over
         for response in self.responses:
             response.cancel()
-        if not self.responses:
+        if not self.responses and not self.is_beginning:
             self._settled.set()
 
 
 class Registry:
-    """`submit` hands a request to the engine, `forget` drops what the engine keeps of a finished one."""
+    """`submit` hands a request to the engine under an id."""
 
-    def __init__(
-        self, submit: Submit, forget: Callable[[str], bool], *, max_detached: int = MAX_DETACHED
-    ) -> None:
+    def __init__(self, submit: Submit, *, max_detached: int = MAX_DETACHED) -> None:
         self._submit = submit
-        self._forget = forget
         self._max_detached = max_detached
         self._entries: dict[str, Entry] = {}
         self._chats: dict[tuple[str, str, str], str] = {}
@@ -143,6 +142,7 @@ class Registry:
         """Submit an open entry's requests. If one is refused the others are cancelled, the entry is dropped, its
         readers are told, and what the engine raised is raised."""
         responses: list[Response] = []
+        entry.is_beginning = True
         try:
             for number, generate in enumerate(generates):
                 name = entry.id if len(generates) == 1 else f"{entry.id}-{number}"
@@ -194,7 +194,7 @@ class Registry:
         entry = self.cancel(principal, entry_id)
         self._drop(entry)
         for response in entry.responses:
-            self._forget(response.id)
+            response.forget()
 
     @contextmanager
     def reading(self, entry: Entry) -> Iterator[None]:
@@ -235,7 +235,7 @@ class Registry:
     def _cancel(self, entry: Entry) -> None:
         entry.cancel()
         self._come_back(entry)
-        if not entry.has_begun:
+        if not entry.has_begun and not entry.is_beginning:
             self._drop(entry)
 
     def _is_over(self, entry_id: str) -> bool:

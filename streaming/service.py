@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from .metrics import Metrics
 from .preparing import Prepare, prepared
 from .principal import ANONYMOUS, Principal
 from .protocols.generate import Generate
+from .registry import Registry
 
 if TYPE_CHECKING:
     from ..runtime.engines.dynamic import DynamicEngine
@@ -46,6 +47,8 @@ class Service:
         self._system = system
         self._prepare = prepare
         self._served_model_name = served_model_name
+        self.registry = Registry(self.submit)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._num_answers = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -77,6 +80,13 @@ class Service:
         except RequestError as exc:
             exc.field = generate.spelled.get(exc.field or "", exc.field)
             raise
+
+    def start(self, beginning: Coroutine[Any, Any, None]) -> None:
+        """Run what must not end with the socket that asked for it, such as `Registry.begin`, whose failures reach the
+        answer's readers by themselves."""
+        task = asyncio.ensure_future(_unraised(beginning))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def instructed(self, principal: Principal) -> Principal:
         """The principal on a chat page: with the server's system prompt, unless it came with one of its own."""
@@ -120,3 +130,8 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+
+async def _unraised(beginning: Coroutine[Any, Any, None]) -> None:
+    with suppress(Exception):
+        await beginning
