@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from ..runtime.errors import JitneyError
 from .commands.bench import bench
 from .commands.chat import chat
+from .commands.export import export
 from .commands.generate import generate
 from .commands.serve import serve
 
@@ -47,7 +48,7 @@ def _options(
     """A streaming runtime for language models."""
 
 
-for command in (chat, serve, generate, bench):
+for command in (chat, serve, generate, bench, export):
     app.command()(command)
 
 

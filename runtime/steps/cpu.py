@@ -20,7 +20,7 @@ from ..model.config import ModelConfig
 from ..model.layers import Weights, load_layers
 from ..model.program import Program
 from ..weights.manifest import TileChoice
-from .kernels import Kernels, choose_kernels, find_tile
+from .kernels import Kernels, choose_kernels, model_tile
 from .layout import Layout, LayoutBuilder, Span, Tile, chunk_spans, decode_spans
 from .machine_tiles import known_tile
 from .memory import MAX_ROWS, PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
@@ -78,7 +78,9 @@ class CpuStep:
             pack, pack_rounded = kernels.linears.pack, kernels.pack_rounded
             self._layers = load_layers(model, weights, pack, kernels.dtype, plan.context, pack_rounded)
             most = config.max_batch_tokens or self.capacity.max_batch_tokens
-            self._tile = known_tile(kernels, most, tiles) or self.find_tile(kernels, most)
+            self._tile = known_tile(kernels, most, tiles) or model_tile(
+                self._program, model, self._layers, kernels, most
+            )
             rows = plan.num_pages * 2 * model.num_kv_heads * PAGE_TOKENS
             shape = (rows, model.head_dim)
             self._pools = [torch.zeros(shape, dtype=kernels.dtype) for _ in range(model.num_layers)]
@@ -110,17 +112,6 @@ class CpuStep:
         if self._tuned:
             self._tuned = False
             torch_threads.release()
-
-    def find_tile(self, kernels: Kernels, most: int) -> Tile:
-        """By trying the kernels out on this machine, for batches of up to `most` tokens."""
-        model, layer = self._model, self._layers.layers[0]
-        inputs = {"qkv": model.hidden_size, "out": model.num_heads * model.head_dim}
-        inputs |= {"up": model.hidden_size, "down": model.intermediate_size}
-        linears = [
-            *[(size, layer[name]) for name, size in inputs.items()],
-            (model.hidden_size, self._layers.head),
-        ]
-        return find_tile(self._program, linears, kernels.dtype, most)
 
     def _run(self, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> list[RowOutcome]:
         layout = self._layout(chunks, decodes)

@@ -13,7 +13,7 @@ from ..config import EngineConfig
 from ..errors import InvalidField
 from ..model import linear_int8, linear_onednn, linear_plain
 from ..model.config import ModelConfig
-from ..model.layers import PackRounded
+from ..model.layers import Layers, PackRounded
 from ..model.program import Program
 from .layout import Tile
 
@@ -51,6 +51,15 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     if vnni and "int8" in (config.quantize, model.quantization):
         return Kernels(dtype, linear_int8, 1, floor, linear_int8.pack_rounded)
     return Kernels(dtype, linear_onednn if onednn else linear_plain, dtype.itemsize, floor)
+
+
+def model_tile(program: Program, model: ModelConfig, layers: Layers, kernels: Kernels, most: int) -> Tile:
+    """By trying a model's distinct layers on this machine, for batches of up to `most` tokens."""
+    first = layers.layers[0]
+    inputs = {"qkv": model.hidden_size, "out": model.num_heads * model.head_dim}
+    inputs |= {"up": model.hidden_size, "down": model.intermediate_size}
+    linears = [*[(size, first[name]) for name, size in inputs.items()], (model.hidden_size, layers.head)]
+    return find_tile(program, linears, kernels.dtype, most)
 
 
 def find_tile(

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..backend import GenerationDefaults
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
-from ..text.tokenizer import ModelTokenizer
 from . import manifest as manifests
 from .blocks import BlockCheck
 from .checkpoint import Checkpoint
-from .generation import generation_defaults
-from .huggingface import read_tokenizer
-from .json_file import read_object
+from .huggingface import directory_defaults, directory_tokenizer
 from .manifest import Manifest, read_manifest, rebuild_command
 from .mapped_tensors import MappedTensors
 from .quantized_weights import QuantizedWeights
@@ -67,8 +63,8 @@ class EngineCheckpoint(Checkpoint):
             directory.resolve().name,
             manifest.config,
             EngineWeights(directory, manifest),
-            read_tokenizer(directory),
-            lambda tokenizer: _defaults(directory / GENERATION, tokenizer),
+            directory_tokenizer(directory),
+            lambda tokenizer: directory_defaults(directory, tokenizer),
         )
         self.tiles = manifest.tiles
 
@@ -104,10 +100,6 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
     for name in TEXT:
         if name not in named and (directory / name).exists():
             raise ModelError(f"{directory / name}: expected only files that {manifests.NAME} names")
-
-
-def _defaults(path: Path, tokenizer: ModelTokenizer) -> GenerationDefaults:
-    return generation_defaults(str(path), read_object(path), tokenizer.special_id("eos_token"))
 
 
 def _without_tp(options: tuple[str, ...]) -> tuple[str, ...]:

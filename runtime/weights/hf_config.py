@@ -9,6 +9,7 @@ import msgspec
 
 from ..errors import ModelError
 from ..model.config import ModelConfig
+from .hf_quantization import hf_quantization
 from .hf_rope import rope
 
 _LLAMA = {
@@ -105,8 +106,6 @@ def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float
     Raises `ModelError` naming `source` and the field.
     """
     settings = Settings(source, fields)
-    if "quantization_config" in fields:
-        raise ModelError(f"{source}: quantization_config: quantised Hugging Face checkpoints are not served")
     arch = settings.architecture
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     if hidden % heads and settings.fields.get("head_dim") is None:
@@ -134,6 +133,7 @@ def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float
         qk_norm=arch == "Qwen3ForCausalLM",
         tied_embeddings=settings.flag("tie_word_embeddings"),
         dtype=settings.choice("torch_dtype", DTYPES, stored),
+        quantization=hf_quantization(source, fields),
     )
     return _with_window(settings, rope(settings, config))
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..backend import GenerationDefaults
 from ..errors import ModelError
 from ..text.definition import TokenizerDefinition
+from ..text.tokenizer import ModelTokenizer
 from .checkpoint import Checkpoint
 from .generation import generation_defaults
 from .hf_config import hf_config
 from .json_file import read_object
+from .quantized_weights import QuantizedWeights
 from .random_weights import RandomWeights
-from .safetensors_weights import SafetensorsWeights
+from .safetensors_weights import FLOAT_BYTES, STORED_BYTES, SafetensorsWeights
 from .source import Weights
 
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -28,25 +31,30 @@ def open_directory(directory: Path, name: str, *, random_weights: bool = False) 
         config = hf_config(source, fields, stored_dtype="bfloat16")
         weights = RandomWeights(source, config)
     else:
-        weights = stored = SafetensorsWeights(directory)
+        narrow = "quantization_config" in fields
+        stored = SafetensorsWeights(directory, STORED_BYTES if narrow else FLOAT_BYTES)
+        weights = QuantizedWeights(stored) if narrow else stored
         embedding = "model.embed_tokens.weight"
         dtype = _STORED[stored.dtype(embedding)] if embedding in stored.names() else "float32"
         config = hf_config(source, fields, stored_dtype=dtype)
-    definition = read_tokenizer(directory)
-    settings_path = directory / "generation_config.json"
-    settings = read_object(settings_path) if settings_path.is_file() else {}
+    definition = directory_tokenizer(directory)
     return Checkpoint(
         name,
         config,
         weights,
         definition,
-        lambda tokenizer: generation_defaults(
-            str(settings_path), settings, fields.get("eos_token_id"), tokenizer.special_id("eos_token")
-        ),
+        lambda tokenizer: directory_defaults(directory, tokenizer, fields.get("eos_token_id")),
     )
 
 
-def read_tokenizer(directory: Path) -> TokenizerDefinition:
+def directory_defaults(directory: Path, tokenizer: ModelTokenizer, *more_end_ids: Any) -> GenerationDefaults:
+    """From `generation_config.json`, where there is one. Raises `ModelError` naming the file and the field."""
+    path = directory / "generation_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    return generation_defaults(str(path), settings, *more_end_ids, tokenizer.special_id("eos_token"))
+
+
+def directory_tokenizer(directory: Path) -> TokenizerDefinition:
     """Raises `ModelError` naming the file."""
     path = directory / "tokenizer.json"
     if not path.is_file():

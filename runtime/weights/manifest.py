@@ -71,7 +71,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     config: ModelConfig
     tp: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     quantize: Narrowing | None = None
-    source_bytes: Count
     removed: dict[str, Count]
     weight_bytes: Count
     quality: Quality | None = None

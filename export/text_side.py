@@ -1,0 +1,42 @@
+"""Tokenizer, template and generation settings, written as a Hugging Face directory has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..runtime.errors import ModelError
+from .folder import Folder
+from .source import Source
+
+
+def write_text_side(folder: Folder, source: Source) -> None:
+    """Raises `ModelError` where the source has no tokenizer."""
+    definition = source.tokenizer
+    if definition is None:
+        raise ModelError(f"{source.path}: the checkpoint has no tokenizer; name a directory that has one")
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **definition.names,
+    }
+    if definition.add_bos is not None:
+        settings["add_bos_token"] = definition.add_bos
+    folder.write("tokenizer.json", msgspec.json.encode(definition.spec))
+    folder.write("tokenizer_config.json", _json(settings))
+    folder.write("generation_config.json", _json(_generation(source)))
+    if definition.chat_template is not None:
+        folder.write("chat_template.jinja", definition.chat_template.encode())
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(source.generation)
+    end_ids = fields.pop("end_token_ids")
+    return {"eos_token_id": list(end_ids)} | {
+        name: value for name, value in fields.items() if value is not None
+    }
+
+
+def _json(content: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2)

@@ -1,0 +1,90 @@
+"""`jitney export`: any checkpoint in, an engine directory out, or what other engines read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .opening import stderr
+from .options import MODEL_HELP
+
+if TYPE_CHECKING:
+    from ...export.contents import Report
+    from ...export.source import Source
+    from ...runtime.weights.manifest import Quality
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a Megatron checkpoint.")],
+    target: Annotated[Path, typer.Argument(metavar="ENGINE", help="The directory to make.")],
+    quantize: Annotated[
+        Literal["int8", "int4", "fp8"] | None, typer.Option(help="Narrow the weights, with calibration.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, max=1024, help="Split over this many devices.")] = 1,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(min=0, help="Refuse a mean KL divergence, in nats, above this.  [default: by type]"),
+    ] = None,
+    accept_quality: Annotated[
+        bool, typer.Option("--accept-quality", help="Export whatever the quality is.")
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Calibrate and measure on this text.  [default: ours]"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
+    from ...export.engine_directory import EngineOptions, export_engine
+    from ...export.open import open_source
+
+    options = EngineOptions(
+        source=checkpoint,
+        quantize=quantize,
+        tp=tp,
+        max_kl=max_kl,
+        accept_quality=accept_quality,
+        text=text,
+        force=force,
+    )
+    source = open_source(checkpoint)
+    with progress() as report:
+        manifest = export_engine(source, target, options, report)
+    _say_result(source, target, manifest.weight_bytes, manifest.quality)
+
+
+def _say_result(source: Source, target: Path, weight_bytes: int, quality: Quality | None) -> None:
+    say = stderr().print
+    for part in source.stripped:
+        say(f"left out: {part.group}: {part.num_items:,} items, {part.num_bytes:,} bytes", soft_wrap=True)
+    if quality is not None:
+        say(
+            f"perplexity {quality.perplexity:.2f} (source {quality.source_perplexity:.2f}),"
+            f" mean KL {quality.kl:.4f} nats, same likeliest token at {quality.agreement:.1%} of"
+            f" {quality.num_tokens:,} positions of {quality.text}",
+            soft_wrap=True,
+        )
+    say(f"{target}: {weight_bytes:,} bytes of weights", soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Bars on standard error: what is done, of how much, and the time left."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
