@@ -27,6 +27,9 @@ class RowSampling(msgspec.Struct, frozen=True):
     choice: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    top_p_decay: float = 1.0
+    """The draw of the token that follows g generated ones uses max(top_p_bound, top_p * top_p_decay**g)."""
+    top_p_bound: float = 0.0
     top_k: int = 0
     min_p: float = 0.0
     presence_penalty: float = 0.0

@@ -30,6 +30,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """0 (greedy) to 2."""
     top_p: float | None = None
     """Above 0, up to 1: the smallest set of likeliest tokens whose probabilities reach it."""
+    top_p_decay: float = 1.0
+    """Above 0, up to 1: with each generated token top_p is multiplied by it, and never falls below `top_p_bound`."""
+    top_p_bound: float = 0.0
     top_k: int | None = None
     """0 or -1: off."""
     min_p: float | None = None
@@ -43,6 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     bad_token_ids: list[int] | None = None
+    bad_token_sequences: list[list[int]] | None = None
+    """After the ids before it, the last id of a sequence is never drawn."""
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
@@ -121,6 +126,13 @@ def _ids(field: str, value: Any) -> None:
         raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} token ids", value)
 
 
+def _sequences(field: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_LISTED_IDS or not all(value):
+        raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} lists of token ids, none empty", value)
+    for sequence in value:
+        _ids(field, sequence)
+
+
 def _texts(most: int, *, or_one: bool = False) -> Check:
     expected = f"a list of up to {most} strings of 1 to {MAX_STOP_CHARS} characters"
     expected = f"a string, or {expected}" if or_one else expected
@@ -163,6 +175,8 @@ def _output(field: str, value: Any) -> None:
 _CHECKS: dict[str, Check] = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1, open_low=True),
+    "top_p_decay": _number(0, 1, open_low=True),
+    "top_p_bound": _number(0, 1),
     "top_k": _integer(-1, 2**31 - 1),
     "min_p": _number(0, 1),
     "seed": _integer(0, MAX_SEED - 1),
@@ -173,6 +187,7 @@ _CHECKS: dict[str, Check] = {
     "allowed_token_ids": _ids,
     "bad_words": _texts(MAX_LISTED_IDS),
     "bad_token_ids": _ids,
+    "bad_token_sequences": _sequences,
     "stop": _texts(MAX_STOPS, or_one=True),
     "stop_token_ids": _ids,
     "include_stop_str_in_output": _flag,

@@ -51,7 +51,7 @@ class ExchangeRoute:
             exchange = self._protocol(body, self._service.model)
             for generate in exchange.generates:
                 responses.append(await self._service.submit(generate, principal))
-            first = exchange.begin(self._opened(exchange))
+            first = exchange.begin(self._opened(exchange, responses))
             if exchange.is_stream:
                 await self._stream(exchange, first, responses, send)
                 return None
@@ -73,9 +73,11 @@ class ExchangeRoute:
             last = b"data: " + refusal(exc).body() + b"\n\n"
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _opened(self, exchange: Exchange) -> Opened:
+    def _opened(self, exchange: Exchange, responses: list[Response]) -> Opened:
         tokenizer = self._service.backend.tokenizer
-        return Opened(f"{exchange.id_prefix}{uuid4().hex}", int(time()), self._service.model, tokenizer)
+        prompts = tuple(response.request.prompt for response in responses)
+        name = f"{exchange.id_prefix}{uuid4().hex}"
+        return Opened(name, int(time()), self._service.model, tokenizer, prompts)
 
 
 async def _feed_all(exchange: Exchange, responses: list[Response], send: Send) -> None:

@@ -26,6 +26,8 @@ from .preparing import Prepare
 from .protocols.chat import ChatCompletion
 from .protocols.completions import Completion
 from .protocols.errors import invalid, refusal
+from .protocols.legacy_completions import LegacyCompletion
+from .protocols.megatron import MegatronApi
 from .routes.health import Health
 from .routes.metrics import MetricsRoute
 from .routes.models import Models
@@ -92,6 +94,8 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", ExchangeRoute(service, ChatCompletion), methods=["POST"]),
             Route("/v1/completions", ExchangeRoute(service, Completion), methods=["POST"]),
+            Route("/completions", ExchangeRoute(service, LegacyCompletion), methods=["POST"]),
+            Route("/api", ExchangeRoute(service, routes.megatron), methods=["PUT"]),
             WebSocketRoute("/v1/responses", routes.responses),
             *Models(service).routes(),
             *Tokenizing(service).routes(),
@@ -111,6 +115,9 @@ def create_app(
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
+
+    def megatron(self, body: bytes, model: str) -> MegatronApi:
+        return MegatronApi(body, self._service.backend.tokenizer)
 
     async def responses(self, websocket: WebSocket) -> None:
         try:

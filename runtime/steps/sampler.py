@@ -57,6 +57,15 @@ def token_logprobs(logprobs: Tensor, token: int, num_top: int, named: Sequence[i
     return TokenLogprobs(token, logprobs[token].item(), tuple(top))
 
 
+def _decayed(row: Row) -> RowSampling:
+    """With top_p as it is after what the row has generated."""
+    sampling = row.sampling
+    if sampling.top_p_decay == 1.0:
+        return sampling
+    top_p = sampling.top_p * sampling.top_p_decay ** (len(row.tokens) - row.prompt_len)
+    return msgspec.structs.replace(sampling, top_p=max(top_p, sampling.top_p_bound))
+
+
 def _logprobs(logprobs: Tensor, token: int, sampling: RowSampling) -> TokenLogprobs:
     return token_logprobs(logprobs, token, sampling.logprobs or 0, sampling.logprob_token_ids)
 
@@ -81,7 +90,7 @@ def _tokens(logits: Tensor, rows: Sequence[Row], errors: Sequence[str | None]) -
             tokens[i] = token
     if random:
         picked = logits if len(random) == len(rows) else logits[random]
-        samplings = [rows[i].sampling for i in random]
+        samplings = [_decayed(rows[i]) for i in random]
         points = [
             uniform(rows[i].sampling.seed, rows[i].sampling.choice, len(rows[i].tokens)) for i in random
         ]

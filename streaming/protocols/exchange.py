@@ -24,6 +24,8 @@ class Opened(msgspec.Struct, frozen=True):
     created: int
     model: str
     tokenizer: Tokenizer
+    prompts: tuple[tuple[int, ...], ...] = ()
+    """Of each of the exchange's `generates`, as token ids."""
 
 
 class Answer:

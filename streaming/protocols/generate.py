@@ -56,6 +56,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     cache_salt: str = ""
     template_options: dict[str, Any] | None = None
+    add_bos: bool = True
     spelled: dict[str, str] = {}
     """What the client calls the fields that the engine may name in an error."""
 
@@ -64,7 +65,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
         return {field: getattr(self, field) for field in _OPTIONS}
 
 
-_OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options")
+_OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options", "add_bos")
 
 
 WHOLE = 2**31 - 1

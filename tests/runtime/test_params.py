@@ -12,7 +12,16 @@ from jitney.runtime.errors import InvalidField
 from jitney.runtime.params import SamplingParams
 
 HUGE = 10**400
-NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "top_p_decay",
+    "top_p_bound",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 INTEGERS = (
     "top_k",
     "seed",
@@ -32,7 +41,17 @@ FLAGS = (
 )
 IDS = ("allowed_token_ids", "bad_token_ids", "stop_token_ids", "logprob_token_ids")
 WORDS = ("bad_words", "stop")
-NOT_NULL = ("presence_penalty", "frequency_penalty", "min_tokens", "n", "stream_interval", "output", *FLAGS)
+NOT_NULL = (
+    "top_p_decay",
+    "top_p_bound",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "n",
+    "stream_interval",
+    "output",
+    *FLAGS,
+)
 
 BAD: list[tuple[str, Any]] = [
     *(
@@ -67,6 +86,11 @@ BAD: list[tuple[str, Any]] = [
     ("temperature", 2.001),
     ("top_p", 0.0),
     ("top_p", 1.001),
+    ("top_p_decay", 0.0),
+    ("top_p_decay", 1.001),
+    ("top_p_bound", -0.001),
+    ("top_p_bound", 1.001),
+    *(("bad_token_sequences", value) for value in (5, [5], [[]], [[-1]], [[True]], [["a"]], [[1]] * 1025)),
     ("min_p", -0.001),
     ("min_p", 1.001),
     ("top_k", 2**31),
@@ -127,7 +151,9 @@ def test_a_bad_bias_is_refused_with_its_token(bias: Any) -> None:
 GOOD: list[tuple[str, Any]] = [
     *(("temperature", value) for value in (0, 0.0, 2, 1.5)),
     *(("top_p", value) for value in (1, 1.0, 1e-9)),
-    *(("min_p", value) for value in (0, 1, 0.5)),
+    *((field, value) for field in ("min_p", "top_p_bound") for value in (0, 1, 0.5)),
+    *(("top_p_decay", value) for value in (1, 1e-9)),
+    *(("bad_token_sequences", value) for value in ([], [[1], [1, 2]], ((3, 4),))),
     *(("top_k", value) for value in (-1, 0, 1, 2**31 - 1)),
     *((field, value) for field in ("presence_penalty", "frequency_penalty") for value in (-2, 2.0, 0)),
     *(("repetition_penalty", value) for value in (0.01, 10, 1.0)),

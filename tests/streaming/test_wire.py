@@ -28,7 +28,9 @@ async def serving(handler: Any, protocol: Any = FrameProtocol, **options: Any) -
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws=protocol, **options)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:
+    while True:
+        if server.started:
+            break
         await asyncio.sleep(0.002)
     try:
         yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"

@@ -54,8 +54,11 @@ def twin(
         ranked = ranked[: sampling.top_k]
     total, mass = sum(weights[i] for i in ranked), 0.0
     kept: list[int] = []
+    top_p = max(sampling.top_p_bound, sampling.top_p * sampling.top_p_decay ** (len(tokens) - prompt_len))
+    if sampling.top_p_decay == 1.0:
+        top_p = sampling.top_p
     for i in ranked:
-        if (mass < sampling.top_p * total or not kept) and weights[i] >= sampling.min_p:
+        if (mass < top_p * total or not kept) and weights[i] >= sampling.min_p:
             kept.append(i)
         mass += weights[i]
     point = uniform(sampling.seed, sampling.choice, len(tokens)) * sum(weights[i] for i in kept)

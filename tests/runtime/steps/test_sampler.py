@@ -49,6 +49,8 @@ def random_sampling(rng: random.Random) -> RowSampling:
         choice=rng.randrange(4),
         temperature=rng.choice([0.0, 0.3, 1.0, 2.0]),
         top_p=some(rng.uniform(0.05, 0.99), 1.0),
+        top_p_decay=some(rng.uniform(0.3, 0.99), 1.0),
+        top_p_bound=some(rng.uniform(0.0, 0.5), 0.0),
         top_k=some(rng.choice([1, 3, 50, 255, 256, 300, 1000]), 0),
         min_p=some(rng.uniform(0.001, 0.3), 0.0),
         presence_penalty=some(rng.uniform(-2, 2), 0.0),
@@ -113,6 +115,17 @@ def test_temperature() -> None:
 def test_cuts(changes: dict[str, Any], expected: set[int]) -> None:
     values = torch.tensor([0.55, 0.3, 0.1, 0.05]).log()
     assert set(drawn(values, 300, **changes)) == expected
+
+
+def test_a_decaying_top_p_narrows_with_each_token_down_to_its_bound() -> None:
+    values = torch.tensor([0.55, 0.3, 0.1, 0.05]).log()
+    for bound, expected in ((0.0, [{0, 1, 2, 3}, {0, 1}, {0}, {0}]), (0.6, [{0, 1, 2, 3}] + [{0, 1}] * 3)):
+        for generated, kept in enumerate(expected):
+            sampling = [
+                RowSampling(seed=seed, top_p=0.99, top_p_decay=0.7, top_p_bound=bound) for seed in range(300)
+            ]
+            rows = [Row(each, [0] * (3 + generated), 3) for each in sampling]
+            assert {drawn.token for drawn in sample(values.repeat(300, 1), rows)} == kept
 
 
 def test_cuts_break_ties_by_the_lower_id() -> None:
