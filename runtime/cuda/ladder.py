@@ -30,7 +30,9 @@ class Ladder:
         if not num_tokens:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
         if num_chunks <= FEW_CHUNKS and self._tokens and num_tokens <= self._tokens[-1]:
-            return Pass(_least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, True, full)
+            return Pass(
+                _least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, True, full
+            )
         tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full)
 

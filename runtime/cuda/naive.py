@@ -25,7 +25,9 @@ class NaiveOps:
             x = x + self._layers.shared["positions"]["weight"][positions.long()]
         return x
 
-    def norm_linear(self, x: Tensor, weights: Packed, packed: Packed, *, rows: Tensor | None = None) -> Tensor:
+    def norm_linear(
+        self, x: Tensor, weights: Packed, packed: Packed, *, rows: Tensor | None = None
+    ) -> Tensor:
         x = x if rows is None else x[rows.long()]
         normed = norm(x, weights, self._model.norm_eps, self._model.norm == "rms")
         return linear(normed, packed["weight"], packed.get("bias"))

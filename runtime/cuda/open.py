@@ -32,7 +32,7 @@ from .ops import KernelOps
 from .outbox import Outbox
 from .plan import DevicePlan, plan_device
 from .sampling_state import SamplingState
-from .sizes import PAGE_TOKENS, Sizes
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, up_width
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
@@ -55,7 +55,11 @@ def open_cuda_step(model: ModelConfig, weights: Weights, config: EngineConfig) -
     torch.cuda.set_device(device)
     _check(config, torch.cuda.get_device_capability(device))
     torch.cuda.set_stream(torch.cuda.Stream(device))
-    dtype = torch.float32 if "float32" in (config.dtype, model.dtype * (config.dtype == "auto")) else torch.bfloat16
+    dtype = (
+        torch.float32
+        if "float32" in (config.dtype, model.dtype * (config.dtype == "auto"))
+        else torch.bfloat16
+    )
     plan = plan_device(model, config, torch.cuda.mem_get_info(device)[0], value_bytes=dtype.itemsize)
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
     return build_step(model, weights, config, plan, dtype, device)
@@ -89,7 +93,13 @@ def build_step(
             ops = _kernels(model, layers, [LayerCache(pool, state.tables) for pool in pools], sizes, config)
         outbox = Outbox(sizes.max_samples, device)
         slotwise = Slotwise(
-            state.positions, state.last_tokens, state.rows[0], state.prompt[0], state.chunks, state.counter, state.idle
+            state.positions,
+            state.last_tokens,
+            state.rows[0],
+            state.prompt[0],
+            state.chunks,
+            state.counter,
+            state.idle,
         )
         buffers = gathered(sizes.max_tokens, sizes.max_samples, device)
         forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
@@ -126,13 +136,24 @@ def _ladder(ladder: Ladder) -> Any:
 def _kernels(
     model: ModelConfig, layers: Layers, caches: list[LayerCache], sizes: Sizes, config: EngineConfig
 ) -> KernelOps:
-    device = caches[0].pool.device
+    embed = layers.shared["embed"]["weight"]
+    device, dtype = embed.device, embed.dtype
+    shapes = buffer_shapes(model, sizes)
+    names = ("x", "qkv", "attended", "activated", "logits")
+    buffers = {name: torch.zeros(shapes[name], dtype=dtype, device=device) for name in names}
     deterministic = config.mode == "deterministic"
-    rows = sizes.row_buckets[-1]
+    linears = Linears(
+        device, dtype, max_tokens=sizes.max_tokens, normed_width=model.hidden_size, up_width=up_width(model),
+        eight_bit=config.quantize is not None, deterministic=deterministic,
+    )  # fmt: skip
     decode = None
     if not deterministic:
-        decode = DecodeAttention(rows, model.num_heads, model.num_kv_heads, model.head_dim, device)
-    return KernelOps(model, layers, caches, Linears(device, deterministic=deterministic), decode)
+        rows = sizes.row_buckets[-1]
+        programs = None if device.type == "cuda" else 4
+        decode = DecodeAttention(
+            rows, model.num_heads, model.num_kv_heads, model.head_dim, device, programs=programs
+        )
+    return KernelOps(model, layers, caches, buffers, linears, decode)
 
 
 def _load(

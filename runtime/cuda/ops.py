@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..kernels.decode_attention import DecodeAttention
@@ -20,17 +19,18 @@ from .forward import Packed, Pass
 
 
 class KernelOps:
-    """`caches`: one a layer. In deterministic mode decode rows are attended like chunks of one token."""
+    """`caches`: one a layer; `buffers` by the names of `buffer_shapes`. In deterministic mode decode rows are attended like chunks of one token."""
 
     def __init__(
         self,
         model: ModelConfig,
         layers: Layers,
         caches: list[LayerCache],
+        buffers: dict[str, Tensor],
         linears: Linears,
         decode: DecodeAttention | None,
     ) -> None:
-        self._model, self._layers, self._caches = model, layers, caches
+        self._model, self._layers, self._caches, self._buffers = model, layers, caches, buffers
         self._linears, self._decode = linears, decode
         rope = layers.shared["rope"]
         self._rotary = [
@@ -39,33 +39,35 @@ class KernelOps:
         ]
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        shared = self._layers.shared
-        table = shared["positions"]["weight"] if "positions" in shared else None
-        return embedding(ids, shared["embed"]["weight"], positions, table)
+        shared, x = self._layers.shared, self._buffers["x"][: len(ids)]
+        learned = shared["positions"]["weight"] if "positions" in shared else None
+        embedding(ids, shared["embed"]["weight"], x, None if learned is None else positions, learned)
+        return x
 
     def norm_linear(self, x: Tensor, norm: Packed, linear: Packed, *, rows: Tensor | None = None) -> Tensor:
-        return self._linears.norm_linear(x, self._norm(norm), _weight(linear), rows=rows)
+        out = self._buffers["qkv"][: len(x)] if rows is None else self._buffers["logits"][: len(rows)]
+        self._linears.norm_linear(x, self._norm(norm), _weight(linear), out, rows)
+        return out
 
     def norm_up(self, x: Tensor, norm: Packed, linear: Packed) -> Tensor:
-        model = self._model
-        return self._linears.norm_up(
-            x, self._norm(norm), _weight(linear), model.activation, gated=model.gated_mlp
+        model, out = self._model, self._buffers["activated"][: len(x)]
+        self._linears.norm_up(
+            x, self._norm(norm), _weight(linear), model.activation, out, gated=model.gated_mlp
         )
+        return out
 
     def linear_add(self, x: Tensor, linear: Packed, residual: Tensor) -> None:
         self._linears.linear_add(x, _weight(linear), residual)
 
     def attend(self, layer: int, qkv: Tensor, gathered: Gathered, size: Pass) -> Tensor:
         cache, rotary, window = self._caches[layer], self._rotary[layer], self._window(layer)
-        heads = self._model.num_heads * self._model.head_dim
-        out = torch.empty(size.num_tokens, heads, dtype=qkv.dtype, device=qkv.device)
+        out, end = self._buffers["attended"][: size.num_tokens], size.num_tokens
         rows = 0 if self._decode is None else size.rows
-        if rows:
-            assert self._decode is not None
+        if self._decode is not None and rows:
             slots, positions = gathered.slots[:rows], gathered.positions[:rows]
             self._decode(qkv[:rows], slots, positions, rotary, cache, out[:rows], window=window)
-        if size.num_tokens > rows:
-            slots, positions = gathered.slots[rows : size.num_tokens], gathered.positions[rows : size.num_tokens]
+        if end > rows:
+            slots, positions = gathered.slots[rows:end], gathered.positions[rows:end]
             rope_write(qkv[rows:], slots, positions, rotary, cache)
             chunks = Chunks(*(row[rows : size.num_samples] for row in gathered.spans))
             prefill_attention(qkv, chunks, cache, out, window=window)

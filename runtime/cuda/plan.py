@@ -6,12 +6,14 @@ the graphs, and what CUDA and its libraries take for themselves (measured, and s
 
 from __future__ import annotations
 
+from math import prod
+
 import msgspec
 
 from ..config import EngineConfig
 from ..errors import CannotServe
 from ..model.config import ModelConfig
-from .sizes import PAGE_TOKENS, Sizes, activation_elements, page_elements
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, page_elements
 
 MAX_ROWS = 256
 MAX_PREFILL_TOKENS = 8192
@@ -39,7 +41,9 @@ class DevicePlan(msgspec.Struct, frozen=True):
         return (self.sizes.num_pages - 1) * PAGE_TOKENS
 
 
-def plan_device(model: ModelConfig, config: EngineConfig, free_bytes: int, *, value_bytes: int = 2) -> DevicePlan:
+def plan_device(
+    model: ModelConfig, config: EngineConfig, free_bytes: int, *, value_bytes: int = 2
+) -> DevicePlan:
     """Size the pool: all that is left, at most one context for each row, at least one context.
 
     `value_bytes` is the size of what the model computes in. Raises `CannotServe` with the figures, and what would fit.
@@ -66,7 +70,7 @@ def plan_device(model: ModelConfig, config: EngineConfig, free_bytes: int, *, va
 def _parts(model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int) -> dict[str, int]:
     return {
         "weights": weight_bytes(model, value_bytes, 1 if config.quantize else value_bytes),
-        "activations": activation_elements(model, sizes) * value_bytes,
+        "activations": value_bytes * sum(prod(shape) for shape in buffer_shapes(model, sizes).values()),
         "slots": 4 * sizes.num_slots * (sizes.pages_per_row + 2) + 8 * sizes.max_tokens * 4,
         "rotary tables": 2 * 4 * sizes.context * model.head_dim,
         "sampling": 0,

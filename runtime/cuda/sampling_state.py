@@ -17,11 +17,10 @@ from torch import float32
 from ..batch import RowSampling, Seat
 from ..kernels import marks, row_words
 from ..kernels.sampling import RowState
+from ..kernels.scores import MOST_NAMED, MOST_TOP
 from ..kernels.sequences import HISTORY, MOST_IDS, MOST_SEQUENCES
 from .arena import Arena, Patch
 
-MOST_NAMED = 1024
-MOST_TOP = 20
 _LOG2_E = math.log2(math.e)
 _LARGEST = float(np.finfo(np.float32).max)
 _UNDERFLOW = 104.0
@@ -36,6 +35,7 @@ def refusal(sampling: RowSampling) -> str | None:
     for what, asked, most in (
         ("logit_bias entries", len(sampling.logit_bias), marks.MOST_BIASES),
         ("logprobs", sampling.logprobs or 0, MOST_TOP),
+        ("prompt_logprobs", sampling.prompt_logprobs or 0, MOST_TOP),
         ("logprob_token_ids", len(sampling.logprob_token_ids), MOST_NAMED),
         ("bad words", len(sequences), MOST_SEQUENCES),
         ("ids of bad words in all", sum(map(len, sequences)), MOST_IDS),
@@ -109,7 +109,7 @@ def _is_adjusted(sampling: RowSampling) -> bool:
 
 def is_cut(sampling: RowSampling) -> bool:
     """Whether the row needs the search for its threshold."""
-    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.top_p_decay < 1.0 or sampling.min_p > 0.0
 
 
 def _mode(sampling: RowSampling) -> int:
@@ -122,7 +122,6 @@ def _mode(sampling: RowSampling) -> int:
         (row_words.ONLY_LISTED, bool(sampling.allowed_token_ids)),
         (row_words.COUNTED, _is_penalised(sampling)),
         (row_words.SEQUENCES, bool(_sequences(sampling))),
-        (row_words.SCORED, sampling.logprobs is not None),
     )
     return sum(flag.value for flag, is_set in flags if is_set)
 
@@ -140,7 +139,8 @@ def _words(seat: Seat) -> NDArray[np.int32]:
         row_words.MIN_TOKENS: sampling.min_tokens,
         row_words.PROMPT_LEN: seat.prompt_len,
         row_words.NUM_SEQUENCES: len(_sequences(sampling)),
-        row_words.NUM_TOP: sampling.logprobs or 0,
+        row_words.NUM_TOP: 0 if sampling.logprobs is None else sampling.logprobs + 1,
+        row_words.PROMPT_TOP: 0 if sampling.prompt_logprobs is None else sampling.prompt_logprobs + 1,
         row_words.NUM_NAMED: len(sampling.logprob_token_ids),
     }
     numbers = {
@@ -148,6 +148,8 @@ def _words(seat: Seat) -> NDArray[np.int32]:
         row_words.REACH: depth * temperature,
         row_words.TOP_P: sampling.top_p,
         row_words.TOP_P_REST: sampling.top_p - float(np.float32(sampling.top_p)),
+        row_words.TOP_P_DECAY: math.log2(sampling.top_p_decay),
+        row_words.TOP_P_BOUND: sampling.top_p_bound if sampling.top_p_decay < 1.0 else 0.0,
         row_words.PRESENCE: sampling.presence_penalty,
         row_words.FREQUENCY: sampling.frequency_penalty,
         row_words.REPETITION: sampling.repetition_penalty,

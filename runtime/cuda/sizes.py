@@ -44,15 +44,22 @@ class Sizes(msgspec.Struct, frozen=True):
         return (*(bucket for bucket in ROW_BUCKETS if bucket < self.max_rows), self.max_rows)
 
 
-def activation_elements(model: ModelConfig, sizes: Sizes) -> int:
-    """What the widest pass holds at once, in the model's own type: the residual stream, its norm, and the widest of
-    what a layer makes in between; then the logits."""
-    heads = model.num_heads + 2 * model.num_kv_heads
-    attention = (heads + model.num_heads) * model.head_dim
-    inner = (3 if model.gated_mlp else 2) * model.intermediate_size
-    layer = sizes.max_tokens * (2 * model.hidden_size + max(attention, inner))
-    head = sizes.max_tokens * model.hidden_size + sizes.max_samples * (model.hidden_size + model.vocab_size)
-    return max(layer, head)
+def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, int]]:
+    """What a pass makes on its way, in the model's own type: made once, used by every layer and every pass."""
+    tokens, heads = sizes.max_tokens, model.num_heads + 2 * model.num_kv_heads
+    return {
+        "x": (tokens, model.hidden_size),
+        "normed": (tokens, model.hidden_size),
+        "qkv": (tokens, heads * model.head_dim),
+        "attended": (tokens, model.num_heads * model.head_dim),
+        "ups": (tokens, up_width(model)),
+        "activated": (tokens, model.intermediate_size),
+        "logits": (sizes.max_samples, model.vocab_size),
+    }
+
+
+def up_width(model: ModelConfig) -> int:
+    return (2 if model.gated_mlp else 1) * model.intermediate_size
 
 
 def page_elements(model: ModelConfig) -> int:

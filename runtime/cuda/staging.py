@@ -12,7 +12,6 @@ import torch
 from ..kernels.patch import apply_patch
 from .arena import Arena, Patch
 
-
 CAPACITY = 1 << 18
 
 

@@ -15,7 +15,7 @@ import torch
 from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket
 from ..kernels import row_words
 from .arena import Arena, Patch
-from .forward import Forward, Pass
+from .forward import Forward
 from .graphs import Graphs
 from .ladder import Ladder
 from .outbox import Outbox, Posting
@@ -23,7 +23,6 @@ from .sampling_state import SamplingState, is_cut, needs_full, refusal
 from .sizes import CHUNK_ROWS
 from .staging import Staging
 from .state import SlotState
-
 
 GREEDY = RowSampling(seed=0, temperature=0.0)
 FAULTS = {

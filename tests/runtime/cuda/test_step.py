@@ -26,7 +26,9 @@ from jitney.runtime.worker import StepLoop
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
 """Triton's interpreter computes masked lanes with numpy, which speaks of them."""
 
-CONFIG = EngineConfig(dtype="float32", num_threads=1, max_rows=6, max_context=512, max_batch_tokens=256, mode="deterministic")
+CONFIG = EngineConfig(
+    dtype="float32", num_threads=1, max_rows=6, max_context=512, max_batch_tokens=256, mode="deterministic"
+)
 
 
 def card_step(model: ModelConfig, config: EngineConfig, num_pages: int = 60, *, naive: bool = True) -> Step:
@@ -74,7 +76,9 @@ def test_tokens_are_those_of_the_cpu_step(changes: dict[str, object]) -> None:
     model = small_llama(**changes)
     weights = random_weights(model)
     jobs = requests(9)
-    expected, _ = run(open_cpu_step(model, weights, EngineConfig(dtype="float32", num_threads=1, max_context=512)), jobs)
+    expected, _ = run(
+        open_cpu_step(model, weights, EngineConfig(dtype="float32", num_threads=1, max_context=512)), jobs
+    )
     found, _ = run(card_step(model, CONFIG), jobs)
     assert found == expected
 
@@ -82,7 +86,9 @@ def test_tokens_are_those_of_the_cpu_step(changes: dict[str, object]) -> None:
 def test_a_cramped_pool_preempts_and_changes_nothing() -> None:
     model = small_llama(num_layers=1)
     jobs = [
-        Generate(id=f"r{i}", prompt=(i + 1,) * 60, sampling=RowSampling(seed=i, temperature=0.0), max_tokens=150)
+        Generate(
+            id=f"r{i}", prompt=(i + 1,) * 60, sampling=RowSampling(seed=i, temperature=0.0), max_tokens=150
+        )
         for i in range(4)
     ]
     roomy, _ = run(card_step(model, CONFIG), jobs)
