@@ -7,18 +7,56 @@ from pathlib import Path
 from ..runtime.errors import ModelError
 from ..runtime.weights.checkpoint import Checkpoint
 from ..runtime.weights.locate import open_backend
+from .megatron.checkpoint import latest, megatron_format, open_megatron
 from .source import Source
 
+_OTHERS = {
+    "model_index.json": "a diffusers pipeline",
+    ".zmetadata": "a zarr checkpoint; convert it to torch_dist with Megatron",
+    ".metadata": "torch's distributed checkpoint without Megatron's metadata.json (torch_dcp or fsdp_dtensor)",
+    "*.distcp": "chunks of torch's distributed checkpoint without their .metadata",
+    "pytorch_model*.bin": "pickled Hugging Face weights; save them as safetensors",
+    "consolidated*.pth": "Meta's original weights; convert them to a Hugging Face directory",
+    "*.nemo": "a NeMo archive; unpack it",
+    "iter_*": "a training run without latest_checkpointed_iteration.txt; name one of its steps",
+    "*.gguf": "GGUF files; name one of them",
+}
+"""What else a directory may hold, by a file that tells it."""
 
-def open_source(model: str | Path) -> Source:
+
+def open_source(model: str | Path, *, tokenizer: str | Path | None = None) -> Source:
     """The checkpoint behind a directory, a file, a hub id, or the default model's name; no tensor is read.
 
-    Raises `ModelError` naming the file and what is wrong in it, or what was found instead of a checkpoint.
+    `tokenizer` is a directory with `tokenizer.json`, for the formats that carry none (Megatron's); it may lie in the
+    checkpoint's directory too. Raises `ModelError` naming the file and what is wrong in it, or what was found instead
+    of a checkpoint.
     """
+    path = Path(model)
+    if str(model) and path.is_dir() and not (path / "config.json").is_file():
+        step = latest(path)
+        form = megatron_format(step)
+        if form is None:
+            raise ModelError(f"{step}: expected a checkpoint, found {_found(step)}")
+        beside = (each for each in (step, path) if (each / "tokenizer.json").is_file())
+        text = next(beside, None) if tokenizer is None else Path(tokenizer)
+        return open_megatron(step, form, path.resolve().name, text)
+    if tokenizer is not None:
+        raise ModelError(
+            f"{model}: tokenizer: expected none, since this format carries its own, found {tokenizer}"
+        )
     backend = open_backend(model)
     if not isinstance(backend, Checkpoint):
         raise ModelError(f"{model}: expected a checkpoint, found {type(backend).__name__}")
     return _served(backend)
+
+
+def _found(directory: Path) -> str:
+    """What a directory holds that is not served, for the user to recognise."""
+    for pattern, what in _OTHERS.items():
+        if any(directory.glob(pattern)):
+            return what
+    names = sorted(path.name for path in directory.iterdir())
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "nothing in it"
 
 
 def _served(checkpoint: Checkpoint) -> Source:

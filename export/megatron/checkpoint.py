@@ -9,7 +9,9 @@ import msgspec
 
 from ...runtime.backend import GenerationDefaults
 from ...runtime.errors import ModelError
-from ...runtime.text.definition import TokenizerDefinition
+from ...runtime.text.definition import TokenizerDefinition, num_tokens
+from ...runtime.text.tokenizer import ModelTokenizer
+from ...runtime.weights.huggingface import directory_defaults, directory_tokenizer
 from ..source import Format, Removed, Source
 from .arguments import Arguments, megatron_config, zero_centred
 from .dist_checkpoint import METADATA, read_dist_checkpoint
@@ -45,28 +47,18 @@ def latest(directory: Path) -> Path:
     return found
 
 
-def open_megatron(
-    directory: Path,
-    name: str,
-    tokenizer: TokenizerDefinition | None,
-    num_tokens: int | None,
-    generation: GenerationDefaults,
-) -> Source:
-    """The checkpoint of one training step. `num_tokens` is the tokenizer's size, where there is one.
-
-    Raises `ModelError` naming the file, the argument or the tensor.
-    """
-    form = megatron_format(directory)
-    assert form is not None
+def open_megatron(directory: Path, form: Format, name: str, tokenizer_directory: Path | None) -> Source:
+    """The checkpoint of one training step. Raises `ModelError` naming the file, the argument or the tensor."""
     state = (read_torch_checkpoint if form == "megatron-torch" else read_dist_checkpoint)(directory)
     state, mtp = _without(state, "mtp.", "multi-token prediction")
     source = str(directory)
     embedding = state.tensors.get(_EMBEDDING)
     if embedding is None or len(embedding.shape) != 2 or not embedding.pieces:
         raise ModelError(f"{source}: the tensor {_EMBEDDING} is missing")
+    text = _TextSide(tokenizer_directory)
     args = Arguments(source, state.arguments)
     padded = embedding.shape[0]
-    config = megatron_config(args, _vocab_size(args, padded, num_tokens), embedding.dtype)
+    config = megatron_config(args, _vocab_size(args, padded, text.num_tokens), embedding.dtype)
     weights = MegatronWeights(
         source, config, state.tensors, padded_vocab=padded, zero_centred=zero_centred(args)
     )
@@ -80,10 +72,24 @@ def open_megatron(
         format=form,
         config=config,
         weights=weights,
-        tokenizer=tokenizer,
-        generation=generation,
+        tokenizer=text.definition,
+        generation=text.defaults,
         stripped=(*state.removed, *mtp, *((rows,) if cut else ())),
     )
+
+
+class _TextSide:
+    """The tokenizer that lies in a directory; none where there is none."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.definition: TokenizerDefinition | None = None
+        self.num_tokens: int | None = None
+        self.defaults = GenerationDefaults()
+        if directory is not None:
+            self.definition = directory_tokenizer(directory)
+            self.num_tokens = num_tokens(self.definition)
+            tokenizer = ModelTokenizer(self.definition, self.num_tokens)
+            self.defaults = directory_defaults(directory, tokenizer)
 
 
 def _vocab_size(args: Arguments, padded: int, num_tokens: int | None) -> int:
