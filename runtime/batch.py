@@ -132,7 +132,8 @@ class Step(Protocol):
     """What computes. One thread opens, launches, collects and closes it, in that order.
 
     `launch` returns without waiting where the device allows; tickets are collected in the order of their launches.
-    Either may raise: the rows of that batch are then lost, the slots may be seated again.
+    Either may raise: the rows of that batch are then lost, the slots may be seated again. `DeviceLost` says that
+    nothing can be computed any more.
     """
 
     capacity: Capacity
@@ -140,6 +141,11 @@ class Step(Protocol):
     def launch(self, batch: Batch) -> Ticket: ...
 
     def collect(self, ticket: Ticket) -> list[RowOutcome]: ...
+
+    def prepare(self) -> bool:
+        """Called while nothing is in flight and nobody waits: do a little of what makes later launches faster. False
+        when there is nothing left to do."""
+        ...
 
     def close(self) -> None: ...
 

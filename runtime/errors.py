@@ -78,6 +78,10 @@ class EngineDied(EngineError):
     """The worker stopped on an error; the cause is chained."""
 
 
+class DeviceLost(EngineError):
+    """The device answers no more, or its memory is not to be trusted: only a new process helps."""
+
+
 class CannotServe(EngineError):
     """Continuous batching cannot serve this model here: no paged attention for it, or no room for a pool."""
 

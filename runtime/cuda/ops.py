@@ -19,7 +19,8 @@ from .forward import Packed, Pass
 
 
 class KernelOps:
-    """`caches`: one a layer; `buffers` by the names of `buffer_shapes`. In deterministic mode decode rows are attended like chunks of one token."""
+    """`caches`: one a layer; `buffers` by the names of `buffer_shapes`. In deterministic mode decode rows are attended
+    like chunks of one token."""
 
     def __init__(
         self,

@@ -51,3 +51,8 @@ class Outbox:
         self._unread.append(posting)
         self._count += 1
         return posting
+
+    def restart(self, count: int) -> None:
+        """The device has published `count` passes so far; what was not read is lost."""
+        self._unread.clear()
+        self._count = count

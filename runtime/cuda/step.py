@@ -8,11 +8,13 @@ fault of the device shows in either, as an exception, and is final: the state on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import torch
 
 from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket
+from ..errors import DeviceLost
 from ..kernels import row_words
 from .arena import Arena, Patch
 from .forward import Forward
@@ -63,6 +65,10 @@ class CudaStep:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Ticket:
+        with self._faults():
+            return self._launch(batch)
+
+    def _launch(self, batch: Batch) -> list[_Part]:
         patch = Patch(self._arena)
         for seat in batch.seats:
             self._seat(patch, seat)
@@ -107,13 +113,26 @@ class CudaStep:
 
     def collect(self, ticket: Ticket) -> list[RowOutcome]:
         assert isinstance(ticket, list)
-        return [outcome for part in ticket for outcome in self._outcomes(part)]
+        with self._faults():
+            return [outcome for part in ticket for outcome in self._outcomes(part)]
 
     def _outcomes(self, part: _Part) -> Iterator[RowOutcome]:
         tokens, flags = part.posting.read().tolist()
         for row, slot in part.slots:
             error = self._refused.get(slot) or FAULTS.get(flags[row])
             yield RowOutcome(slot, error=error) if error else RowOutcome(slot, (tokens[row],))
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """A fault of the device is final. After any other (no memory for something that a pass wanted) the ring is
+        read from where the device is, which may have stopped anywhere in a pass."""
+        try:
+            yield
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"the card failed: {str(error).strip().splitlines()[0]}") from error
+        except Exception:
+            self._outbox.restart(int(self._state.counter))
+            raise
 
     @torch.inference_mode()
     def prepare(self) -> bool:

@@ -105,6 +105,9 @@ class CpuStep:
         assert isinstance(ticket, list)
         return ticket
 
+    def prepare(self) -> bool:
+        return False
+
     def close(self) -> None:
         """Give back weights and pages, and torch's threads. The step must not be used again."""
         self._pools.clear()

@@ -93,6 +93,9 @@ class ScriptedStep:
         self._after()
         return ticket.outcomes
 
+    def prepare(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.is_closed = True
 
