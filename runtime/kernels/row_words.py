@@ -28,7 +28,13 @@ MIN_TOKENS = tl.constexpr(12)
 PROMPT_LEN = tl.constexpr(13)
 NUM_SEQUENCES = tl.constexpr(14)
 NUM_TOP = tl.constexpr(15)
-NUM_NAMED = tl.constexpr(16)
+"""1 + how many of the likeliest are reported with each token; 0: no log-probabilities."""
+PROMPT_TOP = tl.constexpr(16)
+"""The same for tokens of the prompt."""
+NUM_NAMED = tl.constexpr(17)
+TOP_P_DECAY = tl.constexpr(18)
+"""Its base-2 logarithm."""
+TOP_P_BOUND = tl.constexpr(19)
 NUM_WORDS = tl.constexpr(20)
 
 SEATED = tl.constexpr(1)
@@ -38,7 +44,6 @@ ADJUSTED = tl.constexpr(8)
 ONLY_LISTED = tl.constexpr(16)
 COUNTED = tl.constexpr(32)
 SEQUENCES = tl.constexpr(64)
-SCORED = tl.constexpr(128)
 
 FINE, NAN, ALL_BANNED, INFINITE = 0, 1, 2, 3
 """Flags of a sampled row."""

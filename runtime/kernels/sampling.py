@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from .scan import scan_kernel
+from .scores import Scorer
 from .search import NUM_PIVOTS, NUM_STATE, search_kernel
 from .sequences import ban_kernel
 from .settle import settle_kernel
@@ -20,6 +21,7 @@ from .settle import settle_kernel
 BLOCK = 2048
 COARSE_PASSES, FINE_PASSES = 4, 6
 _PROGRAMS = 1024
+_SCAN_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 8, 8
 
 
 class RowState(NamedTuple):
@@ -54,6 +56,7 @@ class SamplingLaunches:
         self._peaks, self._sums = buffer(rows, self._num_blocks), buffer(rows, self._num_blocks)
         self._searches = buffer(FINE_PASSES, rows, NUM_STATE, dtype=torch.int64)
         self._measures = buffer(2, rows, self._num_blocks, 2, NUM_PIVOTS)
+        self.scorer = Scorer(state.words, state.named, rows, vocab, block, programs, device)
         self._tokens, self._flags = buffer(rows, dtype=torch.int32), buffer(rows, dtype=torch.int32)
 
     def sample(
@@ -62,27 +65,30 @@ class SamplingLaunches:
         """One token for each row: tokens and flags [R] int32, at fixed addresses, valid until the next call.
 
         logits [R, vocab] contiguous; slots [R] int32; positions [R] int32: tokens before the one to draw. Flags as in
-        `row_words`. `full`: some row may have adjustments or log-probabilities; `cuts`: some may have top_k, top_p or
-        min_p. Enqueues a fixed sequence of launches; allocates nothing and waits for nothing.
+        `row_words`. `full`: some row may have adjustments or log-probabilities, and the scorer's buffers hold these
+        afterwards; `cuts`: some may have top_k, top_p or min_p. Enqueues a fixed sequence of launches; allocates
+        nothing and waits for nothing.
         """
         rows, blocks = logits.size(0), self._num_blocks
-        words, marks, biases, history, ends, ids, _ = self._state
+        words, marks, biases, history, ends, ids = self._state[:6]
         shape = {"ADJUST": full, "BLOCK": self._block}
         shared = (logits, slots, positions, words, marks, biases)
         grid = (rows, min(blocks, max(1, self._programs // rows)))
         if full:
             ban_kernel[(rows,)](slots, positions, words, marks, history, ends, ids, self._vocab, BLOCK=128)
-        scan_kernel[grid](*shared, self._peaks, self._sums, self._vocab, blocks, **shape, num_warps=4)
+        scan_kernel[grid](*shared, self._peaks, self._sums, self._vocab, blocks, **shape, num_warps=_SCAN_WARPS)
         search = {**shape, "COARSE": self._coarse, "BLOCKS": triton.next_power_of_2(blocks)}
         passes = FINE_PASSES if full or not self._coarse else COARSE_PASSES
         for number in range(passes if cuts else 0):
             search_kernel[grid](
                 *shared, self._peaks, self._sums, self._searches, self._measures, self._vocab, blocks, rows, number,
-                FIRST=number == 0, **search, num_warps=8,
+                FIRST=number == 0, **search, num_warps=_SEARCH_WARPS,
             )  # fmt: skip
         tokens, flags = self._tokens[:rows], self._flags[:rows]
         settle_kernel[(rows,)](
             *shared, history, self._peaks, self._sums, self._searches, self._measures, tokens, flags,
-            self._vocab, blocks, rows, passes, CUTS=cuts, **search, num_warps=8,
+            self._vocab, blocks, rows, passes, CUTS=cuts, **search, num_warps=_SETTLE_WARPS,
         )  # fmt: skip
+        if full:
+            self.scorer.score(logits, slots, tokens)
         return tokens, flags

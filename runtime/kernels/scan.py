@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .marks import read
-from .row_words import MODE, SCALE, row_number, row_word
+from .row_words import MODE, RANDOM, SCALE, row_number, row_word
 
 
 @triton.jit
@@ -41,7 +41,8 @@ def scan_kernel(
                 ADJUST,
             )
             peak = tl.max(values)
-            weights = tl.exp2((values - tl.maximum(peak, -3e38)) * scale)
             wrong = tl.max((values != values).to(tl.int32))
             tl.store(peaks + row * num_blocks + block, tl.where(wrong > 0, float("nan"), peak))
-            tl.store(sums + row * num_blocks + block, tl.sum(weights))
+            if (mode & RANDOM) != 0:
+                weights = tl.exp2((values - tl.maximum(peak, -3e38)) * scale)
+                tl.store(sums + row * num_blocks + block, tl.sum(weights))

@@ -17,7 +17,21 @@ import triton
 import triton.language as tl
 
 from .marks import read
-from .row_words import ADJUSTED, CUT, MODE, REACH, SCALE, TOP_K, TOP_P, TOP_P_REST, row_number, row_word
+from .row_words import (
+    ADJUSTED,
+    CUT,
+    MODE,
+    PROMPT_LEN,
+    REACH,
+    SCALE,
+    TOP_K,
+    TOP_P,
+    TOP_P_BOUND,
+    TOP_P_DECAY,
+    TOP_P_REST,
+    row_number,
+    row_word,
+)
 
 NUM_PIVOTS = 16
 NUM_STATE = 10
@@ -80,14 +94,14 @@ def pick(vector, i):
 
 
 @triton.jit
-def begin(words, slot, grain, peaks, sums, inside, peak, vocab):
+def begin(words, slot, position, grain, peaks, sums, inside, peak, vocab):
     """The first bracket of a row from its scan: phase, low, high, target mass, cut of top_k, its limit."""
     scale, reach, top_k = (
         row_number(words, slot, SCALE),
         row_number(words, slot, REACH),
         row_word(words, slot, TOP_K),
     )
-    top_p = _top_p(words, slot)
+    top_p = _top_p(words, slot, position)
     high = ordinal(peak) + grain
     parts = sums.to(tl.float64) * weight(peaks, peak, scale).to(tl.float64)
     total = tl.sum(tl.where(inside & (peaks > float("-inf")), parts, 0.0), axis=0)
@@ -107,8 +121,11 @@ def begin(words, slot, grain, peaks, sums, inside, peak, vocab):
 
 
 @triton.jit
-def _top_p(words, slot):
-    return row_number(words, slot, TOP_P).to(tl.float64) + row_number(words, slot, TOP_P_REST).to(tl.float64)
+def _top_p(words, slot, position):
+    top_p = row_number(words, slot, TOP_P).to(tl.float64) + row_number(words, slot, TOP_P_REST).to(tl.float64)
+    generated = (position - row_word(words, slot, PROMPT_LEN)).to(tl.float32)
+    decayed = top_p * tl.exp2(row_number(words, slot, TOP_P_DECAY) * generated).to(tl.float64)
+    return tl.maximum(decayed, row_number(words, slot, TOP_P_BOUND).to(tl.float64))
 
 
 @triton.jit
@@ -118,13 +135,13 @@ def _aligned(value, grain):
 
 
 @triton.jit
-def advance(words, slot, grain, peak, pivots, counts, masses, phase, high_edge, target, cut, limit):
+def advance(words, slot, position, grain, peak, pivots, counts, masses, phase, high_edge, target, cut, limit):
     """One bracket to the next, from what was measured at the pivots (counts, masses [PIVOTS] fp64).
 
     Gives phase, low, high, target, cut, limit and the two pivots of the end: tokens at or above the second are kept,
     and of those between the first and the second, equals all, `limit`.
     """
-    top_k, top_p = row_word(words, slot, TOP_K), _top_p(words, slot)
+    top_k, top_p = row_word(words, slot, TOP_K), _top_p(words, slot, position)
     scale, reach = row_number(words, slot, SCALE), row_number(words, slot, REACH)
     enough = tl.where(phase == BY_COUNT, counts >= top_k, masses >= target)
     i = tl.sum(enough.to(tl.int32), axis=0) - 1
@@ -209,6 +226,7 @@ def search_kernel(
     slot = tl.load(slots + row)
     mode = row_word(words, slot, MODE)
     if (mode & CUT) != 0:
+        position = tl.load(positions + row)
         at = tl.arange(0, BLOCKS)
         peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
         peak = tl.max(peak_of, axis=0)
@@ -216,7 +234,7 @@ def search_kernel(
         if FIRST:
             sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
             phase, low, high, target = begin(
-                words, slot, grain, peak_of, sum_of, at < num_blocks, peak, vocab
+                words, slot, position, grain, peak_of, sum_of, at < num_blocks, peak, vocab
             )
             wrong = tl.max((peak_of != peak_of).to(tl.int32), axis=0) > 0
             wrong |= (peak == float("-inf")) | (peak == float("inf"))
@@ -225,14 +243,14 @@ def search_kernel(
             first, second, buffer = low * 0, low * 0, low * 0
         else:
             phase, low, high, target, cut, limit, first, second, buffer = resumed(
-                words, slot, grain, peak, state + ((number - 1) * num_rows + row) * _STATE, measures,
+                words, slot, position, grain, peak,
+                state + ((number - 1) * num_rows + row) * _STATE, measures,
                 row, num_blocks, num_rows, number - 1, BLOCKS,
             )  # fmt: skip
         if tl.program_id(1) == 0:
             here = state + (number * num_rows + row) * _STATE
             _store_search(here, phase, low, high, target, cut, limit, first, second, buffer)
         if phase != DONE:
-            position = tl.load(positions + row)
             scale = row_number(words, slot, SCALE)
             pivots = pivots_of(low, high, grain, True)
             into = measures + ((number % 2) * num_rows + row) * num_blocks * (2 * PIVOTS)
@@ -264,7 +282,7 @@ def store_measure(into, values, pivots, peak, scale):
 
 @triton.jit
 def resumed(
-    words, slot, grain, peak, before, measures, row, num_blocks, num_rows, number, BLOCKS: tl.constexpr
+    words, slot, position, grain, peak, before, measures, row, num_blocks, num_rows, number, BLOCKS: tl.constexpr
 ):  # fmt: skip
     """The search after pass `number`, whose state stands at `before`."""
     phase, low, high, target, cut, limit, first, second, buffer = load_search(before)
@@ -274,7 +292,7 @@ def resumed(
         counts, masses = measured(from_, num_blocks, BLOCKS)
         pivots = pivots_of(low, high, grain, True)
         phase, low, high, target, cut, limit, first, second = advance(
-            words, slot, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
+            words, slot, position, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
         )
         first, second = first.to(tl.int64), second.to(tl.int64)
     return phase, low, high, target, cut, limit, first, second, buffer

@@ -8,9 +8,9 @@ import triton.language as tl
 from .marks import BANNED_NOW
 from .row_words import MODE, NUM_SEQUENCES, SEQUENCES, row_word
 
-HISTORY = 256
+HISTORY = 1024
 """Last tokens that a slot remembers, by position modulo this."""
-MOST_SEQUENCES, MOST_IDS = 2048, 16384
+MOST_SEQUENCES, MOST_IDS = 4096, 16384
 _HISTORY = tl.constexpr(HISTORY)
 _MOST_SEQUENCES = tl.constexpr(MOST_SEQUENCES)
 _MOST_IDS = tl.constexpr(MOST_IDS)

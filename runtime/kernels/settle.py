@@ -158,7 +158,8 @@ def _cut(
     block how many equals and which mass."""
     grain = grain_of(mode, COARSE)
     phase, low, high, target, cut, limit, first, second, buffer = resumed(
-        words, slot, grain, peak, state + ((num_passes - 1) * num_rows + row) * _STATE, measures,
+        words, slot, position, grain, peak,
+        state + ((num_passes - 1) * num_rows + row) * _STATE, measures,
         row, num_blocks, num_rows, num_passes - 1, BLOCKS,
     )  # fmt: skip
     while phase != DONE:
@@ -184,7 +185,7 @@ def _cut(
         tl.debug_barrier()
         counts, masses = measured(into, num_blocks, BLOCKS)
         phase, low, high, target, cut, limit, i, j = advance(
-            words, slot, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
+            words, slot, position, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
         )
         first, second = i.to(tl.int64), j.to(tl.int64)
         tl.debug_barrier()
