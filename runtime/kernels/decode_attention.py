@@ -48,6 +48,13 @@ def turned(
 
 
 @triton.jit
+def repeated(x, ROWS: tl.constexpr):
+    """Each row of x [n, m] ROWS / n times: [ROWS, m]."""
+    copies: tl.constexpr = ROWS // x.shape[0]
+    return tl.reshape(tl.broadcast_to(x[:, None, :], [x.shape[0], copies, x.shape[1]]), [ROWS, x.shape[1]])
+
+
+@triton.jit
 def owner(unit, share, extra):
     """Which program has a unit: the first `extra` programs have share + 1 each, the others share."""
     in_larger = extra * (share + 1)
@@ -86,7 +93,7 @@ def combine(
     return value, weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "pages_per_row", "idle"])
 def decode_attention_kernel(
     qkv, slots, positions, cos, sin, norm, eps, tables, pool, k_scale, v_scale, out,
     parts, stats, arrivals, num_rows, token_stride, pages_per_row, idle, scale,
@@ -96,6 +103,7 @@ def decode_attention_kernel(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
+    COPIES: tl.constexpr = TILE_ROWS // GROUP_ROWS
     COMPUTE: tl.constexpr = qkv.dtype.element_ty
     STORED: tl.constexpr = pool.dtype.element_ty
     rows = tl.arange(0, ROWS)
@@ -115,8 +123,12 @@ def decode_attention_kernel(
     column = tl.arange(0, DIM)
     in_head = column < HEAD_DIM
     tile_row = tl.arange(0, TILE_ROWS)
-    in_group = tile_row < GROUP
-    stored_row = tile_row < GROUP_ROWS
+    group = tl.arange(0, GROUP_ROWS)
+    one = tl.zeros([1], tl.int32)
+    # A tile holds each query of the group COPIES times; the first counts.
+    group_row = tile_row // COPIES
+    stored_row = tile_row % COPIES == 0
+    in_group = stored_row & (group_row < GROUP)
     key = tl.arange(0, PAGE)
     tile = key[:, None] * HEAD_DIM + column[None, :]
     unit = begin
@@ -139,33 +151,33 @@ def decode_attention_kernel(
         angle = position.to(tl.int64) * HEAD_DIM
         table = tables + slot * pages_per_row
         q = turned(
-            token, head * GROUP + tile_row, in_group, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
+            token, head * GROUP + group, group < GROUP, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
         )  # fmt: skip
-        one = tl.zeros([1], tl.int32)
         new_key = turned(
             token, Q_HEADS + head + one, one == 0, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
         )  # fmt: skip
         new_value = tl.load(
-            token + (Q_HEADS + KV_HEADS + head) * HEAD_DIM + column, mask=in_head, other=0.0
-        ).to(tl.float32)[None, :]  # fmt: skip
+            token + (Q_HEADS + KV_HEADS + head) * HEAD_DIM + column[None, :], mask=in_head[None, :], other=0.0
+        )  # fmt: skip
         new_key = quantized(new_key.to(tl.float32), k_scale, STORED)
-        new_value = quantized(new_value, v_scale, STORED)
+        new_value = quantized(new_value.to(tl.float32), v_scale, STORED)
         last_page = tl.load(table + position // PAGE).to(tl.int64)
         line = ((last_page * 2 * KV_HEADS + head) * PAGE + position % PAGE) * HEAD_DIM
         written = (column < tl.where(has_last, HEAD_DIM, 0))[None, :]
         tl.store(pool + line + column[None, :], new_key, mask=written)
         tl.store(pool + line + KV_HEADS * PAGE * HEAD_DIM + column[None, :], new_value, mask=written)
 
-        # Scores are in units of log2, so that exp2 serves. Weights are summed per key of a page until the end.
+        # Scores are in units of log2, so that exp2 serves. Weights are summed key by key of a page until the end.
         new_score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
         peak = tl.where(has_last, new_score, float("-inf"))
-        weights = tl.where(key == tl.where(has_last, 0, -1), 1.0, 0.0)[None, :] + tl.zeros(
+        q = repeated(q, TILE_ROWS)
+        peak = tl.reshape(repeated(peak[:, None], TILE_ROWS), [TILE_ROWS])
+        weights = tl.where(key == tl.where(has_last, 0, PAGE), 1.0, 0.0)[None, :] + tl.zeros(
             [TILE_ROWS, PAGE], tl.float32
         )
         value = tl.where(has_last, new_value.to(tl.float32), 0.0) + tl.zeros([TILE_ROWS, DIM], tl.float32)
-        place = tl.load(table + page).to(tl.int64)
         for at in tl.range(page, page_end, num_stages=STAGES):
-            next_place = tl.load(table + tl.minimum(at + 1, page_end - 1)).to(tl.int64)
+            place = tl.load(table + at).to(tl.int64)
             keys = pool + (place * 2 * KV_HEADS + head) * PAGE * HEAD_DIM + tile
             seen = (at * PAGE + key < position) & (at * PAGE + key >= first_key)
             if DIM == HEAD_DIM:
@@ -186,7 +198,6 @@ def decode_attention_kernel(
                 chances.to(COMPUTE), v.to(COMPUTE), value * shrink[:, None], input_precision="ieee"
             )  # fmt: skip
             peak = new_peak
-            place = next_place
         weight = tl.sum(weights, 1)
 
         first = owner(stretch, share, extra)
@@ -194,27 +205,26 @@ def decode_attention_kernel(
         into = out + row.to(tl.int64) * Q_HEADS * HEAD_DIM + head * GROUP * HEAD_DIM
         if num_parts == 1:
             tl.store(
-                into + tile_row[:, None] * HEAD_DIM + column[None, :],
+                into + group_row[:, None] * HEAD_DIM + column[None, :],
                 (value / weight[:, None] * v_scale).to(COMPUTE),
                 mask=in_group[:, None] & in_head[None, :],
             )
         else:
             mine = 2 * program + (program == first).to(tl.int32)
             tl.store(
-                parts + (mine * GROUP_ROWS + tile_row[:, None]) * DIM + column[None, :],
+                parts + (mine * GROUP_ROWS + group_row[:, None]) * DIM + column[None, :],
                 value, mask=stored_row[:, None],
             )  # fmt: skip
-            tl.store(stats + mine * 2 * GROUP_ROWS + tile_row, peak, mask=stored_row)
-            tl.store(stats + (mine * 2 + 1) * GROUP_ROWS + tile_row, weight, mask=stored_row)
+            tl.store(stats + mine * 2 * GROUP_ROWS + group_row, peak, mask=stored_row)
+            tl.store(stats + (mine * 2 + 1) * GROUP_ROWS + group_row, weight, mask=stored_row)
             tl.debug_barrier()
             arrived = tl.atomic_add(arrivals + row * KV_HEADS + head, 1, sem="acq_rel")
             if arrived == num_parts - 1:
                 tl.store(arrivals + row * KV_HEADS + head, 0)
-                value, weight = combine(parts, stats, first, num_parts, GROUP_ROWS, DIM, PARTS)
-                group = tl.arange(0, GROUP_ROWS)
+                sums, weight_sums = combine(parts, stats, first, num_parts, GROUP_ROWS, DIM, PARTS)
                 tl.store(
                     into + group[:, None] * HEAD_DIM + column[None, :],
-                    (value / weight[:, None] * v_scale).to(COMPUTE),
+                    (sums / weight_sums[:, None] * v_scale).to(COMPUTE),
                     mask=(group < GROUP)[:, None] & in_head[None, :],
                 )
         unit = stretch_end
@@ -268,7 +278,7 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=window or 0, NORM=rotary.norm is not None,
             ROWS=triton.next_power_of_2(max(rows, 2)), GROUP_ROWS=self._group_rows,
             TILE_ROWS=max(16, self._group_rows), PARTS=max(1, 4096 // (self._group_rows * self._dim)),
-            STAGES=3, num_warps=4,
+            STAGES=5, num_warps=4,
         )  # fmt: skip
 
 

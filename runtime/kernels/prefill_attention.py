@@ -54,7 +54,7 @@ def attend(
     return value, weight, peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks", "pages_per_row"])
 def prefill_attention_kernel(
     qkv, pool, tables, chunk_slots, chunk_starts, chunk_offsets, chunk_counts, out,
     num_chunks, token_stride, pages_per_row, scale, v_scale,
@@ -138,7 +138,7 @@ def prefill_attention(
         qkv, lines, cache.tables, chunks.slots, chunks.starts, chunks.offsets, chunks.counts, out,
         num_chunks, qkv.stride(0), cache.tables.stride(0), log2_scale(dim, cache.k_scale), cache.v_scale,
         Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=dim, DIM=padded, PAGE=cache.page, WINDOW=window or 0,
-        CHUNKS=triton.next_power_of_2(max(num_chunks, 2)), TILE=tile, STAGES=3, num_warps=8,
+        CHUNKS=triton.next_power_of_2(max(num_chunks, 2)), TILE=tile, STAGES=5, num_warps=8,
     )  # fmt: skip
 
 

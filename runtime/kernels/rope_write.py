@@ -24,7 +24,7 @@ def quantized(x, scale, dtype: tl.constexpr):
     return x.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages_per_row", "idle"])
 def rope_write_kernel(
     qkv, slots, positions, cos, sin, norm, eps, tables, pool, k_scale, v_scale,
     token_stride, pages_per_row, idle,
