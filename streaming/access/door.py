@@ -133,7 +133,8 @@ def _secret(scope: Scope, headers: Headers) -> str:
         for prefix in BEARER_PROTOCOLS
         if name.startswith(prefix)
     ]
-    return _bearer(headers) or next(iter(by_protocol), "") or ticket
+    secret = _bearer(headers) or next(iter(by_protocol), "")
+    return secret or (ticket if ticket.startswith(PREFIX) else "")
 
 
 def _bearer(headers: Headers) -> str:
