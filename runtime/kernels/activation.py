@@ -50,11 +50,12 @@ def activation_reference(x: Tensor, name: str, *, gated: bool) -> Tensor:
     """The naive twin of `activation`."""
     wide = x.float()
     gate, up = wide.chunk(2, dim=-1) if gated else (wide, torch.ones((), device=x.device))
-    functions = {
-        "silu": torch.nn.functional.silu,
-        "gelu": torch.nn.functional.gelu,
-        "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
-        "relu": torch.relu,
-        "squared_relu": lambda y: torch.relu(y).square(),
-    }
-    return (functions[name](gate) * up).to(x.dtype)
+    if name == "silu":
+        gate = torch.nn.functional.silu(gate)
+    elif name == "gelu":
+        gate = torch.nn.functional.gelu(gate)
+    elif name == "gelu_tanh":
+        gate = torch.nn.functional.gelu(gate, approximate="tanh")
+    else:
+        gate = torch.relu(gate) if name == "relu" else torch.relu(gate).square()
+    return (gate * up).to(x.dtype)

@@ -51,7 +51,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names, with their blocks, how many splits of K, the warps and pipeline stages of a program, how many columns it asks
     for before its turn, and whether a norm is a part of it or a launch of its own."""
 
-    kind: Literal["gemv", "product", "library"]
+    kind: Literal["gemv", "resident", "product", "library"]
     block_n: int = 0
     block_k: int = 0
     splits: int = 1

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from .activation import activation
 from .choice import Choice, Task, default_choice, fixed_choice
+from .dependent import can_depend
 from .gemv import gemv
 from .norm import Norm, norm
 from .product import product
+from .resident import resident
 from .weight import Weight, widen
 
 PARTS = 2 << 20
@@ -66,14 +68,13 @@ class Linears:
         self._ups = torch.zeros(max_tokens * up_width, dtype=dtype, device=device)
         self._widened = torch.zeros(WIDENED if eight_bit else 0, dtype=dtype, device=device)
         self._parts = torch.zeros(PARTS, dtype=torch.float32, device=device)
-        self._squares = torch.zeros(PARTS // 16, dtype=torch.float32, device=device)
         self._arrivals = torch.zeros(TILES, dtype=torch.int32, device=device)
-        self._pdl = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._pdl = can_depend(device)
 
     @property
     def num_bytes(self) -> int:
         """Of the workspace."""
-        owned = (self._normed, self._ups, self._widened, self._parts, self._squares, self._arrivals)
+        owned = (self._normed, self._ups, self._widened, self._parts, self._arrivals)
         return sum(tensor.nbytes for tensor in owned)
 
     def linear(self, x: Tensor, weight: Weight, out: Tensor) -> None:
@@ -113,12 +114,14 @@ class Linears:
             normed = self._normed[: num_rows * x.size(1)].view(num_rows, -1)
             norm(x, extras.norm, normed, rows)
             x, rows, extras = normed, None, extras._replace(norm=None)
-        if choice.kind == "library":
-            self._by_library(x, weight, out, extras)
-        elif choice.kind == "gemv":
+        if choice.kind == "gemv":
             self._by_gemv(choice, x, rows, weight, out, extras)
+        elif choice.kind == "resident":
+            self._by_resident(choice, x, rows, weight, out, extras)
+        elif choice.kind == "product":
+            self._by_product(choice, x, weight, out, extras)
         else:
-            self._by_product(choice, x, rows, weight, out, extras)
+            self._by_library(x, weight, out, extras)
 
     def _by_gemv(
         self, choice: Choice, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
@@ -131,18 +134,26 @@ class Linears:
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
 
-    def _by_product(
+    def _by_resident(
         self, choice: Choice, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
     ) -> None:
         norm_weight, eps = (None, 0.0) if extras.norm is None else (extras.norm.weight, extras.norm.eps)
+        num_rows, n = out.shape
+        resident[(triton.cdiv(n, choice.block_n),)](
+            x, rows, weight.values, weight.scale, weight.bias, norm_weight, out, eps, num_rows, n,
+            x.size(1), choice.rows, choice.block_n, choice.block_k, choice.splits,
+            extras.gated, extras.activation, extras.add, "ieee", self._pdl,
+            num_warps=choice.warps, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _by_product(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, n), k = out.shape, x.size(1)
         blocks, tiles = triton.cdiv(n, choice.block_n), triton.cdiv(num_rows, choice.rows)
         elements = blocks * choice.block_n * tiles * choice.rows * choice.splits
         assert choice.splits == 1 or (not extras.gated and elements <= PARTS and tiles * blocks <= TILES)
         even = k % (choice.block_k * choice.splits) == 0
         product[(blocks, tiles, choice.splits)](
-            x, rows, weight.values, weight.scale, weight.bias, norm_weight, out,
-            self._parts, self._squares, self._arrivals, eps, num_rows, n, k,
+            x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,
             choice.rows, choice.block_n, choice.block_k, choice.splits, even,
             extras.gated, extras.activation, extras.add, "ieee", choice.prefetch, self._pdl,
             num_warps=choice.warps, num_stages=choice.stages, launch_pdl=self._pdl,

@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .dependent import can_depend
 
 
 class Norm(NamedTuple):
@@ -26,12 +29,17 @@ class Norm(NamedTuple):
 @triton.jit
 def _norm(
     x, delta, rows, weight, bias, out, eps,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    source = row if rows is None else tl.load(rows + row).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
+    if PDL:
+        gdc_launch_dependents()
+    scale = tl.load(weight + at, mask=inside, other=0.0)
+    if PDL:
+        gdc_wait()
+    source = row if rows is None else tl.load(rows + row).to(tl.int64)
     stored = tl.load(x + source * WIDTH + at, mask=inside, other=0.0)
     if delta is not None:
         added = stored.to(tl.float32) + tl.load(delta + row * WIDTH + at, mask=inside, other=0.0).to(
@@ -40,7 +48,6 @@ def _norm(
         stored = added.to(x.dtype.element_ty)
         tl.store(x + source * WIDTH + at, stored, mask=inside)
     wide = stored.to(tl.float32)
-    scale = tl.load(weight + at, mask=inside, other=0.0)
     if RMS:
         wide = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
         y = wide.to(x.dtype.element_ty).to(tl.float32) * scale.to(tl.float32)
@@ -65,10 +72,11 @@ def add_norm(x: Tensor, delta: Tensor, parameters: Norm, out: Tensor) -> None:
 def _launch(x: Tensor, delta: Tensor | None, rows: Tensor | None, parameters: Norm, out: Tensor) -> None:
     count, width = out.shape
     block = triton.next_power_of_2(width)
+    pdl = can_depend(x.device)
     if count:
         _norm[(count,)](
             x, delta, rows, parameters.weight, parameters.bias, out, parameters.eps,
-            width, block, parameters.rms, num_warps=min(16, max(1, block // 512)),
+            width, block, parameters.rms, pdl, num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
         )  # fmt: skip
 
 

@@ -1,9 +1,8 @@
-"""A product of a few rows: x [M, K] times weight [N, K], with a norm before it and an activation or an addition after.
+"""A product of any number of rows: x [M, K] times weight [N, K], with an activation or an addition after it.
 
 The weight is the left operand of the matrix unit and x, a tile of ROWS rows, its right one: so the long side of the
 weight fills the unit's 64 rows however few rows x has, and an 8-bit weight is widened in registers on its way in.
-The RMS norm's weight multiplies the tile of x on its way in, its squares are summed beside the product, and the
-accumulator is scaled at the end.
+Launched as a programmatic dependent, a program asks for its first weights before the kernel that computes x has ended.
 
 Where N is too small to keep the card busy the columns are split: each program leaves its part in `parts`, and the one
 that arrives last adds the parts up in their order, so the sum does not depend on who arrived last.
@@ -21,7 +20,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _multiplied(w, y, total, PRECISION: tl.constexpr):
+def multiplied(w, y, total, PRECISION: tl.constexpr):
     if INTERPRETED:  # whose `dot` knows no bf16
         total += tl.dot(w.to(tl.float32), y.to(tl.float32))
     else:
@@ -30,7 +29,7 @@ def _multiplied(w, y, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(weight, n, K, start, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr):
+def prefetch(weight, n, K, start, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr):
     """Ask for the first COLUMNS columns of the rows `n`, a 128-byte line for each lane; nothing waits for them."""
     line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
     column = tl.minimum(start + tl.arange(0, COLUMNS // line) * line, K - 1)
@@ -59,7 +58,7 @@ def _summed(parts, SPLITS: tl.constexpr, STRIDE):
 
 
 @triton.jit
-def _finish(total, n, scale, bias):
+def finished(total, n, scale, bias):
     if scale is not None:
         total *= tl.load(scale + n)[:, None]
     if bias is not None:
@@ -69,14 +68,13 @@ def _finish(total, n, scale, bias):
 
 @triton.jit
 def product(
-    x, rows, weight, scale, bias, norm, out, parts, squares_parts, arrivals, eps, M, N, K,
+    x, weight, scale, bias, out, parts, arrivals, M, N, K,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [*, K]: its rows 0..M, or those named by rows [M]; out [M, N], added to where ADD. `norm` [K]: an RMS norm's
-    weight. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of M, splits. EVEN: BLOCK_K * SPLITS
-    divides K."""
+    """x [M, K]; out [M, N], added to where ADD. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of
+    M, splits. EVEN: BLOCK_K * SPLITS divides K."""
     block, part = tl.program_id(0), tl.program_id(2)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, N - 1)
@@ -86,17 +84,13 @@ def product(
     if PDL:
         gdc_launch_dependents()
         if PREFETCH > 0:
-            _prefetch(weight, row, K, first, BLOCK_N, PREFETCH)
+            prefetch(weight, row, K, first, BLOCK_N, PREFETCH)
             if GATED:
-                _prefetch(weight, row + N, K, first, BLOCK_N, PREFETCH)
+                prefetch(weight, row + N, K, first, BLOCK_N, PREFETCH)
         gdc_wait()
-    source = tl.minimum(m, M - 1)
-    if rows is not None:
-        source = tl.load(rows + source)
-    source = source.to(tl.int64) * K
+    source = tl.minimum(m, M - 1).to(tl.int64) * K
     total = tl.zeros([BLOCK_N, ROWS], tl.float32)
     gated = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
     for start in range(first, min(first + length, K), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         w = _tile(weight, row, k, K, EVEN)
@@ -106,39 +100,25 @@ def product(
             y = tl.load(x + source[None, :] + k[:, None])
         else:
             y = tl.load(x + source[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
-        if norm is not None:
-            wide = y.to(tl.float32)
-            squares += tl.sum(wide * wide, 0)
-            y = (wide * tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)[:, None]).to(y.dtype)
-        total = _multiplied(w, y, total, PRECISION)
+        total = multiplied(w, y, total, PRECISION)
         if GATED:
-            gated = _multiplied(v, y, gated, PRECISION)
+            gated = multiplied(v, y, gated, PRECISION)
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + block
-        tiles = tl.num_programs(0) * tl.num_programs(1)
         inside = tl.arange(0, BLOCK_N)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        stride = tiles * BLOCK_N * ROWS
+        stride = tl.num_programs(0) * tl.num_programs(1) * BLOCK_N * ROWS
         parts += tile * BLOCK_N * ROWS + inside
         tl.store(parts + part * stride, total)
-        squares_parts += tile * ROWS + tl.arange(0, ROWS)
-        if norm is not None:
-            tl.store(squares_parts + part * tiles * ROWS, squares)
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") != SPLITS - 1:
             return
         tl.store(arrivals + tile, 0)
         total = _summed(parts, SPLITS, stride)
-        if norm is not None:
-            squares = _summed(squares_parts, SPLITS, tiles * ROWS)
-    if norm is not None:
-        rstd = tl.rsqrt(squares / K + eps)[None, :]
-        total *= rstd
-        gated *= rstd
-    total = _finish(total, row, scale, bias)
+    total = finished(total, row, scale, bias)
     if ACTIVATION is not None:
         total = activated(total, ACTIVATION)
     if GATED:
-        total *= _finish(gated, row + N, scale, bias)
+        total *= finished(gated, row + N, scale, bias)
     at = out + m[None, :].to(tl.int64) * N + n[:, None]
     live = (m < M)[None, :] & (n < N)[:, None]
     if ADD:
