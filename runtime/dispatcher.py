@@ -12,12 +12,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from .backend import Tokenizer
+from .batch import Capacity
 from .config import EngineConfig
 from .errors import InvalidField
 from .events import FinishReason
 from .inbox import Inbox
-from .messages import Cancel, Generate, Output, Report, SchedulerStats, Unpin
+from .layout import Layout
+from .messages import Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
 from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
@@ -47,6 +51,7 @@ class Dispatcher:
         """What the step holds, once it is open."""
         self.idle = asyncio.Event()
         self.idle.set()
+        self._layout: Layout | None = None
         self._finished: Counter[str] = Counter()
         self._prompt_tokens = self._generated_tokens = self._late_events = 0
         self._config = config
@@ -96,8 +101,25 @@ class Dispatcher:
         self._feed()
         return response
 
-    def receive(self, report: Report) -> None:
+    def opened(self, capacity: Capacity) -> None:
+        """The step is open, and this is what it holds."""
+        self.stats = SchedulerStats(free_rows=capacity.max_rows, pages_total=capacity.num_pages - 1)
+        self.max_rows = capacity.max_rows
+
+    def stopped(self) -> None:
+        """The worker has ended, and with it all that was seated."""
+        self.stats = msgspec.structs.replace(self.stats, running=0, waiting=0, pages_used=0)
+
+    def look(self) -> Layout | None:
+        """The layout that the worker posted last; it is asked for another."""
+        self._inbox.put(Look())
+        return self._layout
+
+    def receive(self, report: Report | Layout) -> None:
         """Take in a turn's news and feed the seats that it freed."""
+        if isinstance(report, Layout):
+            self._layout = report
+            return
         self.stats = report.stats
         for output in report.outputs:
             self._take(output)

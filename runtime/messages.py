@@ -1,7 +1,7 @@
 """What crosses between the loop and the worker: frozen structs, and nothing else.
 
-Loop to worker, through the inbox: `Generate`, `Cancel`, `Unpin`, `Stop`. Worker to loop, one object a step: `Report`;
-and `Opened` once before the first, `Stopped` once after the last.
+Loop to worker, through the inbox: `Generate`, `Cancel`, `Unpin`, `Look`, `Stop`. Worker to loop, one object a
+step: `Report`; and `Opened` once before the first, `Stopped` once after the last.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import msgspec
 from .batch import Capacity, RowSampling, TokenLogprobs
 from .errors import EngineClosed, EngineDied
 from .events import FinishReason
+from .layout import Layout
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +47,15 @@ class Unpin(msgspec.Struct, frozen=True):
     id: str
 
 
+class Look(msgspec.Struct, frozen=True):
+    """Post a `Layout`."""
+
+
 class Stop(msgspec.Struct, frozen=True):
     """Leave the loop and close the step."""
 
 
-Command = Generate | Cancel | Unpin | Stop
+Command = Generate | Cancel | Unpin | Look | Stop
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,4 +126,4 @@ class Stopped(msgspec.Struct, frozen=True):
         return died
 
 
-News = Opened | Report | Stopped
+News = Opened | Report | Layout | Stopped

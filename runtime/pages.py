@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from .layout import CACHED, FREE, USED
+
 
 class PagePool:
     """Hands out pages [1, num_pages); page 0 belongs to the step.
@@ -66,6 +68,14 @@ class PagePool:
     def is_cached(self, page: int) -> bool:
         """Whether sharing the page would take it out of `num_available`."""
         return self._refs[page] == 0
+
+    def states(self) -> bytes:
+        """For each page `FREE`, `CACHED` or `USED`; page 0 is used by the step."""
+        states = bytearray(USED if refs else FREE for refs in self._refs)
+        for page in self._cached:
+            states[page] = CACHED
+        states[0] = USED
+        return bytes(states)
 
     def check(self) -> None:
         """Raise AssertionError unless every page is in exactly one state."""

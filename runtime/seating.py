@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .batch import Capacity, Seat
+from .layout import Layout, Seated
 from .messages import Generate
 from .pages import PagePool
 from .pins import Pins
@@ -22,6 +23,7 @@ class Seating:
         self.pins = Pins(self.pages, capacity.num_pages // PINNED_SHARE)
         self.free_slots = list(range(capacity.max_rows - 1, -1, -1))
         self.num_queried = self.num_hit = 0
+        self._rows: dict[int, Sequence] = {}
         self._prefix_cache = prefix_cache
         self._hasher = PrefixHasher(secret, capacity.page_size)
 
@@ -51,6 +53,7 @@ class Seating:
             self.pages.share(page)
         row.pages = shared + self.pages.take(fresh)
         row.slot = self.free_slots.pop()
+        self._rows[row.slot] = row
         row.planned = row.computed = len(shared) * self.capacity.page_size
         self.num_queried += len(row.tokens)
         self.num_hit += row.computed
@@ -81,12 +84,18 @@ class Seating:
 
     def leave(self, row: Sequence) -> None:
         """Take the slot and the pages back. No launch in flight may name the row."""
+        del self._rows[row.slot]
         self.pages.give_back(row.pages)
         self.free_slots.append(row.slot)
 
     def _num_cached(self, pages: list[int]) -> int:
         """How many of them would leave `num_available` when shared."""
         return sum(1 for page in pages if self.pages.is_cached(page))
+
+    def layout(self) -> Layout:
+        """Who sits where, and what each page holds."""
+        rows = tuple(Seated.of(row) for row in self._rows.values())
+        return Layout(self.capacity.max_rows, self.capacity.page_size, rows, self.pages.states())
 
     def num_pages(self, length: int) -> int:
         return -(-length // self.capacity.page_size)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from .batch import Capacity, Step, Ticket
 from .errors import JitneyError
 from .inbox import Inbox
-from .messages import Cancel, Generate, News, Opened, Output, Report, Stop, Stopped, Unpin
+from .messages import Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
 from .scheduler import Scheduler
 
 MAX_FAILURES = 3
@@ -95,7 +95,10 @@ class Worker:
         for command in commands:
             if isinstance(command, Stop):
                 return False
-            loop.obey(command)
+            if isinstance(command, Look):
+                self._post(loop.scheduler.seating.layout())
+            else:
+                loop.obey(command)
         return True
 
 

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..backend import Backend
 from ..config import EngineConfig
 from ..dispatcher import Dispatcher
@@ -27,7 +25,8 @@ from ..errors import EngineClosed, EngineDied, EngineError
 from ..events import Event
 from ..inbox import Inbox
 from ..intake import Intake, Options, Prompt
-from ..messages import Generate, News, Opened, Report, SchedulerStats, Stop, Stopped
+from ..layout import Layout
+from ..messages import Generate, News, Opened, Report, Stop, Stopped
 from ..observer import Observer
 from ..params import SamplingParams
 from ..process import switch_interval
@@ -39,10 +38,8 @@ from .abstract import AbstractEngine, resolve
 from .answers import answer_all, checked, checked_config, each_prompt
 from .home import HomeLoop
 
-WATCH_S = 1.0
-"""How often the watchdog looks at the worker's heartbeat."""
-CLOSE_S = 10.0
-"""How long `close` waits for a step that does not return before it leaves the thread behind."""
+WATCH_S = 1.0  # between the watchdog's looks at the worker's heartbeat
+CLOSE_S = 10.0  # for a step that does not return, before its thread is left behind
 
 logger = logging.getLogger("jitney")
 
@@ -209,6 +206,10 @@ class DynamicEngine(AbstractEngine):
             return Stats(state=self.state)
         return self._dispatcher.snapshot(self.state, self._worker.step_age_s)
 
+    def layout(self) -> Layout | None:
+        """Who sits where, as of when this was last called; the worker is asked again now. None at first."""
+        return self._dispatcher.look() if self._dispatcher is not None else None
+
     # Inside
 
     def _set_up(self) -> None:
@@ -235,13 +236,11 @@ class DynamicEngine(AbstractEngine):
 
     def _receive(self, news: News) -> None:
         assert self._dispatcher is not None
-        if isinstance(news, Report):
+        if isinstance(news, Report | Layout):
             if self.state != "dead":
                 self._dispatcher.receive(news)
         elif isinstance(news, Opened):
-            pages, rows = news.capacity.num_pages - 1, news.capacity.max_rows
-            self._dispatcher.stats = SchedulerStats(free_rows=rows, pages_total=pages)
-            self._dispatcher.max_rows = rows
+            self._dispatcher.opened(news.capacity)
             if not self._opened.done():
                 self._opened.set_result(None)
         else:
@@ -250,7 +249,7 @@ class DynamicEngine(AbstractEngine):
     def _worker_stopped(self, desk: Dispatcher, news: Stopped) -> None:
         if not self._stopped.done():
             self._stopped.set_result(None)
-        desk.stats = msgspec.structs.replace(desk.stats, running=0, waiting=0, pages_used=0)
+        desk.stopped()
         if not self._opened.done():
             self._opened.set_exception(news.cause)
             self._opened.exception()
