@@ -21,7 +21,7 @@ VERSION = 1
 MAX_SIZE = 1 << 24
 MAX_LAYERS = 1024
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Narrowing = Literal["int8", "int4", "fp8"]
 
