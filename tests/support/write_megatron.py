@@ -178,7 +178,10 @@ def build(args: argparse.Namespace, stage: int | None) -> Any:
     from megatron.core.activations import squared_relu
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+    from megatron.core.transformer.transformer_block import (
+        TransformerBlockSubmodules,
+        get_num_layers_to_build,
+    )
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     activation = F.silu if args.swiglu else squared_relu if args.squared_relu else F.gelu
@@ -250,8 +253,12 @@ def randomise(model: Any) -> None:
         seed = zlib.crc32(f"{local} {mpu.get_tensor_model_parallel_rank() if split else 0}".encode())
         generator = torch.Generator().manual_seed(seed)
         steps = torch.randint(-2, 3, parameter.shape, generator=generator) / 8
-        one = name.endswith("norm.weight") and not isinstance(model.decoder.layers[0].input_layernorm, ZeroCentredNorm)
-        parameter.data.copy_(steps + 1 if one or name.endswith(("q_layernorm.weight", "k_layernorm.weight")) else steps)
+        one = name.endswith("norm.weight") and not isinstance(
+            model.decoder.layers[0].input_layernorm, ZeroCentredNorm
+        )
+        parameter.data.copy_(
+            steps + 1 if one or name.endswith(("q_layernorm.weight", "k_layernorm.weight")) else steps
+        )
 
 
 def logits(models: list[Any]) -> torch.Tensor | None:
@@ -334,7 +341,10 @@ def save_dist(root: Path, args: argparse.Namespace, models: list[Any]) -> None:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     [model] = models
-    metadata = {"non_homogeneous_layers": args.layers == "numbered", "singleton_local_shards": "halves" in args}
+    metadata = {
+        "non_homogeneous_layers": args.layers == "numbered",
+        "singleton_local_shards": "halves" in args,
+    }
     metadata["dp_cp_group"] = mpu.get_data_parallel_group(with_context_parallel=True)
     sharded = model.sharded_state_dict(metadata=metadata)
     tensor, stage = mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
