@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.errors import InvalidField, JitneyError
 from .access.door import Door
+from .chat_socket import ChatSocket
 from .guard import Guard
 from .http import ExchangeRoute, http_response
 from .preparing import Prepare
@@ -28,6 +29,7 @@ from .protocols.completions import Completion
 from .protocols.errors import invalid, refusal
 from .protocols.legacy_completions import LegacyCompletion
 from .protocols.megatron import MegatronApi
+from .routes.dashboard import DashboardFeed
 from .routes.health import Health
 from .routes.metrics import MetricsRoute
 from .routes.models import Models
@@ -97,12 +99,14 @@ def create_app(
             Route("/completions", ExchangeRoute(service, LegacyCompletion), methods=["POST"]),
             Route("/api", ExchangeRoute(service, routes.megatron), methods=["PUT"]),
             WebSocketRoute("/v1/responses", routes.responses),
+            WebSocketRoute("/v1/chat/ws", routes.chat),
             *Models(service).routes(),
             *Tokenizing(service).routes(),
             *TicketOffice(door).routes(),
             *Health(engine, stalled_s).routes(),
             *MetricsRoute(service).routes(),
             *page_routes(),
+            *DashboardFeed(service).routes(),
         ],
         middleware=[Middleware(Guard, door, max_requests)],
         exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},
@@ -120,8 +124,14 @@ class _Routes:
         return MegatronApi(body, self._service.backend.tokenizer)
 
     async def responses(self, websocket: WebSocket) -> None:
+        await self._serve(ResponsesSocket, websocket)
+
+    async def chat(self, websocket: WebSocket) -> None:
+        await self._serve(ChatSocket, websocket)
+
+    async def _serve(self, kind: type[ResponsesSocket | ChatSocket], websocket: WebSocket) -> None:
         try:
-            socket = ResponsesSocket(self._service, websocket)
+            socket = kind(self._service, websocket)
         except JitneyError as exc:
             await websocket.send_denial_response(http_response(refusal(exc)))
             return

@@ -38,7 +38,7 @@ function split(text) {
         fence = null;
         end();
       }
-    } else if (opens && !inList(lines)) {
+    } else if (opens && !(inList(lines) && /^\s/.test(line))) {
       end();
       fence = opens[1];
       lines.push(line);

@@ -1,15 +1,14 @@
-/** The settings dialog and the key: what is sent along with every question. */
+/** The settings dialog: what is sent along with every question. */
 
 import { ChatError } from "./client.js";
+import * as key from "./key.js";
 import { element } from "./view.js";
 import * as store from "./store.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
-const KEY = "jitney.key";
 
 const dialog = document.getElementById("settings");
 const form = dialog.querySelector("form");
-const keyDialog = document.getElementById("key");
 
 /** The `body` of a request. */
 export function body() {
@@ -19,20 +18,17 @@ export function body() {
 
 export const systemPrompt = () => store.settings().system ?? "";
 
-/** The models that are served. Asks for a key where one is needed. */
+/** The models that are served. */
 export async function models() {
-  for (;;) {
-    const reply = await fetch("v1/models", { headers: authorization() });
-    if (reply.ok) return (await reply.json()).data;
-    if (reply.status !== 401) throw new Error(`the server answers with ${reply.status}`);
-    await askForKey();
-  }
+  const reply = await key.request("v1/models");
+  if (!reply.ok) throw new Error(`the server answers with ${reply.status}`);
+  return (await reply.json()).data;
 }
 
 /** A one-time ticket for a socket, where the page has a key; else null: the socket needs none. */
 export async function ticket() {
-  if (!sessionStorage.getItem(KEY)) return null;
-  const reply = await fetch("v1/ws-tickets", { method: "POST", headers: authorization(), body: "{}" });
+  if (!key.has()) return null;
+  const reply = await fetch("v1/ws-tickets", { method: "POST", headers: key.headers(), body: "{}" });
   if (reply.ok) return (await reply.json()).ticket;
   const { error } = await reply.json().catch(() => ({}));
   if (reply.status === 401 || reply.status === 403) throw new ChatError("refused", error?.message ?? "the key is refused");
@@ -58,25 +54,3 @@ dialog.addEventListener("close", () => {
   if (form.elements.system.value.trim()) values.system = form.elements.system.value.trim();
   store.saveSettings(values);
 });
-
-function authorization() {
-  const key = sessionStorage.getItem(KEY);
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
-
-function askForKey() {
-  const input = keyDialog.querySelector("input");
-  if (sessionStorage.getItem(KEY)) document.getElementById("key-hint").textContent = "That key is not valid here.";
-  input.value = "";
-  keyDialog.showModal();
-  return new Promise((resolve) => {
-    keyDialog.addEventListener(
-      "close",
-      () => {
-        sessionStorage.setItem(KEY, input.value.trim());
-        resolve();
-      },
-      { once: true },
-    );
-  });
-}
