@@ -14,6 +14,7 @@ from .commands.chat import chat
 from .commands.export import export
 from .commands.generate import generate
 from .commands.serve import serve
+from .commands.settings import CONTEXT
 
 
 class Commands(TyperGroup):
@@ -48,7 +49,9 @@ def _options(
     """A streaming runtime for language models."""
 
 
-for command in (chat, serve, generate, bench, export):
+app.command()(chat)
+app.command(context_settings=CONTEXT)(serve)
+for command in (generate, bench, export):
     app.command()(command)
 
 

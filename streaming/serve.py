@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
+from .routes.metrics import metrics_app
 from .service import Service
 from .wire import FrameProtocol
 
@@ -31,28 +32,66 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     drain_s: float = 30.0,
+    metrics_host: str = "127.0.0.1",
+    metrics_port: int | None = None,
+    starting: Callable[[], Awaitable[None]] | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an app of `create_app` until SIGINT or SIGTERM, or until cancelled.
 
     On a signal new requests get 503 while open answers have `drain_s` to end; then sockets close with 1012. A second
-    signal ends the wait. `on_ready` is called with the URL once connections are accepted; port 0 picks a free one.
-    Raises `OSError` where the address cannot be had.
+    signal ends the wait. `starting` is awaited once connections are accepted, so that health can be asked meanwhile;
+    a signal cancels it. `on_ready` is then called with the URL; port 0 picks a free one. With `metrics_port`,
+    `/metrics` is also served there, without a key. Raises `OSError` where an address cannot be had, and what
+    `starting` raises.
     """
-    listener = _listen(host, port)
-    server = _Server(_config(app))
-    with _signals() as stop:
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            await _first(running, server.accepting)
-            if on_ready is not None and server.accepting.is_set():
-                on_ready(_url(host, listener))
-            await _first(running, stop)
-            if not running.done():
-                await _drain(app.state.service, drain_s, stop)
-        finally:
-            server.should_exit = True
-            await running
+    async with AsyncExitStack() as stack:
+        if metrics_port is not None:
+            watching = metrics_app(app.state.service)
+            listener = stack.enter_context(_listen(metrics_host, metrics_port))
+            await stack.enter_async_context(_running(_Server(_config(watching, 2**16)), listener))
+            logger.info("metrics at %s/metrics", _url(metrics_host, listener))
+        listener = _listen(host, port)
+        server = _Server(_config(app, app.state.service.max_frame_bytes))
+        stop = stack.enter_context(_signals())
+        running = await stack.enter_async_context(_running(server, listener))
+        started = starting is None or await _start(starting, running, stop)
+        if not started or running.done():
+            return
+        if on_ready is not None:
+            on_ready(_url(host, listener))
+        await _first(running, stop)
+        if not running.done():
+            await _drain(app.state.service, drain_s, stop)
+
+
+async def _start(
+    starting: Callable[[], Awaitable[None]], running: asyncio.Task[None], stop: asyncio.Event
+) -> bool:
+    """Whether it has started before a signal came, or the server ended."""
+    started = asyncio.ensure_future(starting())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({started, stopped, running}, return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            await started
+        return started.done()
+    finally:
+        stopped.cancel()
+        if started.cancel():
+            await asyncio.wait({started})
+
+
+@asynccontextmanager
+async def _running(server: _Server, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """The task of a server that accepts connections, or has failed to. It has ended afterwards."""
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _first(running, server.accepting)
+        yield running
+    finally:
+        server.should_exit = True
+        await running
 
 
 async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
@@ -64,12 +103,12 @@ async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
         logger.warning("closing with answers open")
 
 
-def _config(app: Starlette) -> uvicorn.Config:
+def _config(app: Starlette, max_frame_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="auto",
         ws=FrameProtocol,
-        ws_max_size=app.state.service.max_frame_bytes,
+        ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,
         log_config=None,

@@ -6,28 +6,44 @@ import asyncio
 import ipaddress
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from ...runtime.errors import InvalidField, JitneyError
-from .opening import opened, stderr
+from ..logs import set_up
+from .opening import stderr
 from .options import DEFAULT_MODEL, Dtype, MaxRows, Model, Quantize, Scripted, Threads, num_bytes
+from .settings import read_settings, shown
 
 if TYPE_CHECKING:
     from ...runtime import EngineConfig
 
+logger = logging.getLogger("jitney.streaming")
+
 
 def serve(
+    ctx: typer.Context,
     model: Model = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     served_model_name: Annotated[
         str | None, typer.Option(help="The name in requests and replies.  [default: the model's]")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=read_settings,
+            help="A TOML file of these options; JITNEY_* variables and flags go over it.",
+        ),
+    ] = None,
     api_key: Annotated[
-        str | None,
-        typer.Option(envvar="JITNEY_API_KEY", help="The key that clients must send.", show_envvar=True),
+        str | None, typer.Option(help="The key that clients must send.", show_envvar=True)
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="A TOML file of [[key]] tables; read again when it changes.")
     ] = None,
     insecure_no_key: Annotated[
         bool, typer.Option("--insecure-no-key", help="Listen on a network address without a key.")
@@ -38,6 +54,19 @@ def serve(
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further Host header to accept without a key; repeatable.")
+    ] = None,
+    metrics_key: Annotated[
+        str | None, typer.Option(help="The key that /metrics asks for.", show_envvar=True)
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve /metrics, without a key, at this port too.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="The address of that port.")] = "127.0.0.1",
+    system: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A file: the chat page's system prompt, hidden from it."
+        ),
     ] = None,
     scripted: Scripted = None,
     quantize: Quantize = None,
@@ -51,35 +80,56 @@ def serve(
         typer.Option(parser=num_bytes, metavar="SIZE", help="Such as 2GiB.  [default: what is free]"),
     ] = None,
     threads: Threads = None,
+    max_queued: Annotated[int, typer.Option(min=1, help="Requests that may wait for a seat.")] = 1024,
+    max_sockets: Annotated[int, typer.Option(min=1, help="WebSockets that may be open.")] = 4096,
+    max_requests: Annotated[int, typer.Option(min=1, help="HTTP requests that may be open.")] = 4096,
+    stalled_s: Annotated[
+        float, typer.Option(min=0.1, help="A step that takes longer makes /ready say 503.")
+    ] = 30.0,
     drain_s: Annotated[
         float,
         typer.Option(min=0, help="On SIGTERM: seconds for open answers to end before they are cancelled."),
     ] = 30.0,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="Of the log on standard error.")
+    ] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+    ] = "info",
 ) -> None:
     """Serve a model over HTTP and WebSocket, in OpenAI's protocols."""
     from ...runtime import EngineConfig
 
-    if not (api_key or insecure_no_key or _is_loopback(host)):
-        raise InvalidField("--host", "a loopback address, or --api-key, or --insecure-no-key", host)
-    config = EngineConfig(
+    if not (api_key or keys or insecure_no_key or _is_loopback(host)):
+        raise InvalidField("--host", "a loopback address, or --api-key, --keys or --insecure-no-key", host)
+    set_up(log_format, log_level)
+    logger.info("settings: %s", shown(ctx))
+    engine_config = EngineConfig(
         dtype=dtype,
         quantize=quantize,
         max_rows=max_rows,
         max_context=max_context,
         kv_cache_bytes=kv_cache_bytes,
         num_threads=threads,
+        max_queued=max_queued,
     )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("jitney").setLevel(logging.INFO)
     app_options = {
         "served_model_name": served_model_name,
         "api_key": api_key or None,
+        "keys_file": keys,
+        "metrics_key": metrics_key or None,
         "allow_origins": allow_origin or (),
         "allow_hosts": allow_host or (),
+        "max_sockets": max_sockets,
+        "max_requests": max_requests,
+        "stalled_s": stalled_s,
+        "system": None if system is None else system.read_text(encoding="utf-8"),
     }
-    address = {"host": host, "port": port, "drain_s": drain_s}
+    address = {"host": host, "port": port, "drain_s": drain_s, "metrics_host": metrics_host}
     try:
-        asyncio.run(_serve(model, scripted, config, app_options, address))
+        asyncio.run(
+            _serve(model, scripted, engine_config, app_options, {**address, "metrics_port": metrics_port})
+        )
     except OSError as error:
         raise JitneyError(f"cannot serve at {host}, port {port}: {error}") from error
 
@@ -91,11 +141,23 @@ async def _serve(
     app_options: dict[str, Any],
     address: dict[str, Any],
 ) -> None:
+    """It listens before the model is loaded: health can be asked from the start."""
+    from ...runtime import DynamicEngine
+    from ...runtime.testing import ScriptedBackend
     from ..serve import serve as run_server
     from ..server import create_app
 
-    async with opened(model, scripted, config) as engine:
-        await run_server(create_app(engine, **app_options), on_ready=_announce, **address)
+    engine = DynamicEngine(ScriptedBackend.from_file(scripted) if scripted else model, config)
+    app = create_app(engine, **app_options)
+
+    async def start() -> None:
+        with stderr().status(Text(f"Loading {scripted or model} …")):
+            await engine.start()
+
+    try:
+        await run_server(app, starting=start, on_ready=_announce, **address)
+    finally:
+        await engine.close()
 
 
 def _announce(url: str) -> None:

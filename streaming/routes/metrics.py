@@ -8,14 +8,25 @@ import anyio.to_thread
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..access.door import METRICS_PATH
+from ..access.door import METRICS_PATH, Door
+from ..guard import Guard
 
 if TYPE_CHECKING:
     from ..service import Service
+
+MAX_READERS = 16
+
+
+def metrics_app(service: Service) -> Starlette:
+    """`/metrics` alone, without a key, for a port of its own. On loopback the Host is checked as everywhere."""
+    door = Door()
+    return Starlette(routes=MetricsRoute(service).routes(), middleware=[Middleware(Guard, door, MAX_READERS)])
 
 
 class MetricsRoute:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from jitney.runtime.testing import Reply
+from jitney.runtime import DynamicEngine
+from jitney.runtime.errors import ModelError
+from jitney.runtime.testing import Reply, ScriptedBackend
 from jitney.streaming import create_app
 from jitney.streaming.client import Client, ConnectionLost
 from jitney.streaming.serve import _listen, serve
@@ -27,6 +30,11 @@ async def start(app: Any, **options: Any) -> tuple[asyncio.Task[None], str]:
     running = asyncio.create_task(serve(app, port=0, on_ready=ready.set_result, **options))
     await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
     return running, ready.result()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 async def text_of(client: Client, prompt: str) -> str:
@@ -83,6 +91,88 @@ async def test_a_second_signal_ends_the_wait(serving: Any) -> None:
             with pytest.raises(ConnectionLost):
                 await slow
         await served.until_idle()
+
+
+async def test_health_can_be_asked_while_it_starts(serving: Any) -> None:
+    loading, asked = asyncio.Event(), asyncio.Event()
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    engine = DynamicEngine(ScriptedBackend())
+    port = free_port()
+
+    async def start() -> None:
+        loading.set()
+        await asked.wait()
+        await engine.start()
+
+    running = asyncio.create_task(
+        serve(create_app(engine), port=port, starting=start, on_ready=ready.set_result)
+    )
+    await loading.wait()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert (await client.get("/live")).status_code == 200
+        assert (await client.get("/ready")).status_code == 503
+        refused = await client.post("/v1/completions", json={"prompt": "x"})
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        asked.set()
+        await ready
+        assert (await client.get("/ready")).status_code == 200
+        running.cancel()
+        await asyncio.wait({running})
+    await engine.close()
+
+
+async def test_a_signal_while_it_starts_ends_it() -> None:
+    loading = asyncio.Event()
+
+    async def start() -> None:
+        loading.set()
+        await asyncio.Event().wait()
+
+    app = create_app(DynamicEngine(ScriptedBackend()))
+    running = asyncio.create_task(serve(app, port=0, starting=start))
+    await loading.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running, 5)
+
+
+async def test_a_start_that_fails_ends_it_with_its_error() -> None:
+    async def start() -> None:
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError, match="no such model"):
+        await serve(create_app(DynamicEngine(ScriptedBackend())), port=0, starting=start)
+
+
+async def test_metrics_have_a_port_of_their_own(serving: Any) -> None:
+    port = free_port()
+    async with serving() as served:
+        running, url = await start(create_app(served.engine, api_key="secret"), metrics_port=port)
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{url}/metrics")).status_code == 403
+            own = f"http://127.0.0.1:{port}"
+            assert "jitney_running" in (await client.get(f"{own}/metrics")).text
+            assert (await client.get(f"{own}/v1/models")).status_code == 404
+            foreign = await client.get(f"{own}/metrics", headers={"host": "evil.example"})
+            assert foreign.status_code == 403
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_a_host_program_keeps_its_signals_and_its_logging() -> None:
+    def state() -> Any:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        loggers = [logging.getLogger(name) for name in (None, "jitney", "jitney.streaming", "uvicorn")]
+        return (
+            [signal.getsignal(number) for number in numbers],
+            [(logger.level, list(logger.handlers)) for logger in loggers],
+        )
+
+    before = state()
+    async with DynamicEngine(ScriptedBackend()) as engine:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as inside:
+            assert (await inside.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+            assert state() == before
 
 
 async def test_an_address_in_use_is_an_error(serving: Any) -> None:
