@@ -65,6 +65,7 @@ class _Table:
     def __init__(self, directory: Path) -> None:
         self.path = directory / ".metadata"
         self._directory = directory
+        self._sizes: dict[str, int] = {}
         try:
             size = self.path.stat().st_size
             if size > MAX_PICKLE_BYTES:
@@ -86,6 +87,12 @@ class _Table:
             raise Refused(f"a chunk in {str(file)[:80]!r}, which is no file beside it")
         if type(start) is not int or type(length) is not int or start < 0 or length < 0:
             raise Refused(f"{name}: a chunk at {start!r} of length {length!r}")
+        if file not in self._sizes:
+            self._sizes[file] = (self._directory / file).stat().st_size
+        if start + length > self._sizes[file]:
+            raise Refused(
+                f"{name}: [{start}, {start + length}) of {file}, which has {self._sizes[file]} bytes"
+            )
         if info.get("transform_descriptors"):
             raise Refused(f"{name}: it is compressed or transformed, which is not served")
         return (name, offsets), (self._directory / file, start, length)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_writing import write_gguf
 from tiny_checkpoints import tiny_model
 
 from jitney.runtime.errors import ModelError
@@ -17,8 +18,6 @@ from jitney.runtime.weights.checkpoint import Checkpoint
 from jitney.runtime.weights.gguf_file import GgufFile
 from jitney.runtime.weights.hf_config import hf_config
 from jitney.runtime.weights.locate import open_backend
-
-from .gguf_writing import write_gguf
 
 ARCHITECTURES = [("llama", "Llama"), ("llama", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")]
 
@@ -81,7 +80,7 @@ def test_llama3_rope_is_recovered_from_its_divisors(tmp_path: Path) -> None:
 
 
 def with_divisors(tmp_path: Path, model: Any, divisors: Any) -> Path:
-    from . import gguf_writing
+    import gguf_writing
 
     state = model.state_dict() | {"x.rope_freqs.weight": torch.from_numpy(divisors)}
     model.state_dict = lambda: state
