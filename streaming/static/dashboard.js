@@ -12,17 +12,6 @@ const LONGEST_PAUSE_MS = 5000;
 let past = []; // one entry a second
 let pause = FIRST_PAUSE_MS;
 
-for (;;) {
-  try {
-    await follow();
-  } catch (error) {
-    console.warn(error);
-  }
-  showState("reconnecting");
-  await new Promise((resolve) => setTimeout(resolve, pause));
-  pause = Math.min(LONGEST_PAUSE_MS, 2 * pause);
-}
-
 /** Server-sent events, read by hand: an EventSource could not send a key. */
 async function follow() {
   const reply = await key.request("v1/dashboard");
@@ -115,7 +104,7 @@ const hue = (slot) => `hsl(${(slot * 137.5 + 28) % 360} 52% 48%)`;
 function showSeats(now) {
   $("seats-count").textContent = `${now.running} of ${now.max_rows}`;
   const rows = $("seats").children;
-  now.seats.forEach((seat, index) => {
+  now.seats.sort((a, b) => a.slot - b.slot).forEach((seat, index) => {
     const row = rows[index] ?? $("seats").appendChild(emptySeat());
     fillSeat(row, seat);
   });
@@ -143,14 +132,15 @@ function fillSeat(row, seat) {
   if (!seat.limit) {
     prompt.style.width = "100%";
     done.style.width = "0";
+    row.title = "";
     about.textContent = "another key's";
     return;
   }
   const reading = seat.computed < seat.prompt_len;
-  prompt.style.width = `${(100 * (reading ? seat.computed : seat.prompt_len)) / seat.limit}%`;
-  prompt.style.minWidth = "2px";
-  done.style.width = `${(100 * (reading ? 0 : seat.num_tokens)) / seat.limit}%`;
-  done.style.opacity = "0.9";
+  const share = (tokens) => `${(100 * tokens) / seat.limit}%`;
+  prompt.style.width = share(reading ? seat.computed : seat.prompt_len);
+  done.style.left = share(seat.prompt_len);
+  done.style.width = share(seat.num_tokens - seat.prompt_len);
   const written = `${count(seat.num_tokens - seat.prompt_len)} of ≤ ${count(seat.limit - seat.prompt_len)}`;
   const state = reading ? `reading ${count(seat.computed)} of ${count(seat.prompt_len)}` : `${written} tokens`;
   about.textContent = `${state} · …${seat.id.slice(-6)}`;
@@ -183,7 +173,19 @@ function count(number) {
 
 function time(seconds) {
   if (seconds == null) return "–";
+  if (seconds === 0) return "0";
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
   if (seconds < 1) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+}
+
+for (;;) {
+  try {
+    await follow();
+  } catch (error) {
+    console.warn(error);
+  }
+  showState("reconnecting");
+  await new Promise((resolve) => setTimeout(resolve, pause));
+  pause = Math.min(LONGEST_PAUSE_MS, 2 * pause);
 }

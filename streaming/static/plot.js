@@ -88,7 +88,7 @@ function runs(values) {
 function ceiling(value) {
   if (value <= 0) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].find((step) => step * unit >= value) * unit;
+  return [1, 2, 4, 6, 8, 10].find((step) => step * unit >= value) * unit;
 }
 
 /** One square a cell: `colors[i]` or null for an empty one. */
