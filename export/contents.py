@@ -34,17 +34,25 @@ class Contents:
     """
 
     def __init__(
-        self, source: Source, narrowing: Narrowing | None, *, narrow_head: bool, text: Path | None = None
+        self,
+        source: Source,
+        narrowing: Narrowing | None,
+        *,
+        narrow_head: bool = False,
+        own_head: bool = False,
+        text: Path | None = None,
     ) -> None:
-        """Raises `ModelError` where the source has no tokenizer to calibrate with, or the text is too short."""
+        """`own_head`: an output layer that shares the embeddings is written all the same.
+
+        Raises `ModelError` where the source has no tokenizer to calibrate with, or the text is too short."""
         self._source = source
-        untied = narrow_head and source.config.tied_embeddings
+        untied = (narrow_head or own_head) and source.config.tied_embeddings
         self.config: ModelConfig = msgspec.structs.replace(
             source.config,
             quantization=narrowing,
             tied_embeddings=source.config.tied_embeddings and not untied,
         )
-        self.stacks: list[Stack] = stacks(source.config, narrowing, narrow_head=narrow_head)
+        self.stacks: list[Stack] = stacks(self.config, narrowing, narrow_head=narrow_head)
         self._dtype: torch.dtype = getattr(torch, source.config.dtype)
         self._narrower: Narrower | None = None
         if narrowing is not None:
@@ -92,7 +100,9 @@ class Contents:
             )
 
     def _plain(self, slot: Slot) -> Tensor:
-        return self._source.weights.get(slot.name).to(self._dtype)
+        shared = slot.name == "lm_head.weight" and self._source.config.tied_embeddings
+        name = "model.embed_tokens.weight" if shared else slot.name
+        return self._source.weights.get(name).to(self._dtype)
 
 
 def _windows(source: Source, path: Path) -> Tensor:

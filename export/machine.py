@@ -14,18 +14,18 @@ from ..runtime.process import num_cores
 from ..runtime.steps.kernels import choose_kernels, model_tile
 from ..runtime.steps.machine_tiles import tile_choice
 from ..runtime.steps.threads import default_threads
-from ..runtime.weights.manifest import TileChoice
+from ..runtime.weights.manifest import Limits, TileChoice
 
 CONTEXT = 32
 """Tokens; the kernels of linear layers do not depend on it."""
 
 
-def tiles_here(model: ModelConfig, weights: Weights) -> tuple[TileChoice, ...]:
+def tiles_here(model: ModelConfig, weights: Weights, limits: Limits) -> tuple[TileChoice, ...]:
     """For the CPU, with as many threads as serving takes and as many as a chat takes. Of the layers only the first is
     read, and the output layer."""
     one_layer = msgspec.structs.replace(model, num_layers=1, sliding_layers=None)
     kernels = choose_kernels(model, EngineConfig(device="cpu"))
-    most = Capacity(num_pages=1, page_size=1, max_rows=1).max_batch_tokens
+    most = limits.max_batch_tokens or Capacity(num_pages=1, page_size=1, max_rows=1).max_batch_tokens
     before = torch.get_num_threads()
     choices = []
     try:

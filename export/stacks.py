@@ -36,11 +36,8 @@ Stack = tuple[Slot, ...]
 
 
 def stacks(config: ModelConfig, narrowing: Narrowing | None, *, narrow_head: bool = False) -> list[Stack]:
-    """Everything of a model, in load order. With `narrow_head` the output layer is narrowed too, apart from the
-    embeddings if those are shared with it."""
+    """Everything of a model, in load order. With `narrow_head` the output layer is narrowed too."""
     shapes = expected_shapes(config)
-    if narrow_head:
-        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     ordered = []
     for names in _load_order(config):
         present = [name for name in names if name in shapes]

@@ -30,12 +30,15 @@ def write_text_side(folder: Folder, source: Source) -> None:
         folder.write("chat_template.jinja", definition.chat_template.encode())
 
 
+def end_ids(source: Source) -> dict[str, list[int]]:
+    """The ids that end an answer, as `config.json` and `generation_config.json` have them."""
+    return {"eos_token_id": list(source.generation.end_token_ids)} if source.generation.end_token_ids else {}
+
+
 def _generation(source: Source) -> dict[str, Any]:
     fields = msgspec.structs.asdict(source.generation)
-    end_ids = fields.pop("end_token_ids")
-    return {"eos_token_id": list(end_ids)} | {
-        name: value for name, value in fields.items() if value is not None
-    }
+    del fields["end_token_ids"]
+    return end_ids(source) | {name: value for name, value in fields.items() if value is not None}
 
 
 def _json(content: object) -> bytes:

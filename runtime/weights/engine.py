@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
+from ..model.config import ModelConfig
 from . import manifest as manifests
 from .blocks import BlockCheck
 from .checkpoint import Checkpoint
@@ -36,8 +39,9 @@ def weights_name(rank: int) -> str:
 class EngineWeights(QuantizedWeights):
     """The tensors of one rank's file. `source` is the directory."""
 
-    def __init__(self, directory: Path, manifest: Manifest, rank: int = 0) -> None:
-        super().__init__(SplitRows(MappedTensors(directory / weights_name(rank)), manifest.config))
+    def __init__(self, directory: Path, config: ModelConfig, rank: int = 0) -> None:
+        """`config`: the shape of the rank's part."""
+        super().__init__(SplitRows(MappedTensors(directory / weights_name(rank)), config))
         self.source = str(directory)
 
 
@@ -62,18 +66,19 @@ class EngineCheckpoint(Checkpoint):
         super().__init__(
             directory.resolve().name,
             manifest.config,
-            EngineWeights(directory, manifest),
+            EngineWeights(directory, manifest.config),
             directory_tokenizer(directory),
             lambda tokenizer: directory_defaults(directory, tokenizer),
         )
         self.tiles = manifest.tiles
+        self.context_length = min(self.context_length, manifest.limits.max_context or self.context_length)
 
     def verify(self) -> None:
         """Wait until every byte has been checked. Raises `ModelError` naming the file and the block."""
         self._check.finish()
 
     def open_step(self, config: EngineConfig) -> Step:
-        step = super().open_step(config)
+        step = super().open_step(self._sized(config))
         try:
             self.verify()
         except BaseException:
@@ -83,7 +88,12 @@ class EngineCheckpoint(Checkpoint):
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         self.verify()
-        return super().open_padded(config)
+        return super().open_padded(self._sized(config))
+
+    def _sized(self, config: EngineConfig) -> EngineConfig:
+        limits = msgspec.structs.asdict(self.manifest.limits)
+        unset = {name: size for name, size in limits.items() if size and getattr(config, name) is None}
+        return msgspec.structs.replace(config, **unset)
 
 
 def open_engine(directory: Path) -> EngineCheckpoint:

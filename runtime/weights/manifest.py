@@ -59,6 +59,14 @@ class TileChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: Count
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine is sized for, where the settings at its start say nothing. None: as for any model."""
+
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`source` and `options` are the words of the command that made the engine. `removed` counts bytes of the
     source that serving does not need. `kv_scales`: for each layer what a key and a value of 8 bits are
@@ -69,10 +77,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str
     options: tuple[str, ...]
     config: ModelConfig
+    rank_config: ModelConfig | None = None
+    """The shape of each rank's part, where there are several."""
     tp: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     quantize: Narrowing | None = None
     removed: dict[str, Count]
     weight_bytes: Count
+    limits: Limits = Limits()
     quality: Quality | None = None
     kv_scales: tuple[tuple[float, float], ...] = ()
     tiles: tuple[TileChoice, ...] = ()

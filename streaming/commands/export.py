@@ -9,22 +9,33 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ...runtime.errors import InvalidField
 from .opening import stderr
 from .options import MODEL_HELP
 
 if TYPE_CHECKING:
     from ...export.contents import Report
+    from ...export.options import ExportOptions
     from ...export.source import Source
     from ...runtime.weights.manifest import Quality
+
+Size = Annotated[
+    int | None, typer.Option(min=1, help="What the engine is sized for.  [default: at the start]")
+]
 
 
 def export(
     checkpoint: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a Megatron checkpoint.")],
     target: Annotated[Path, typer.Argument(metavar="ENGINE", help="The directory to make.")],
+    format: Annotated[
+        Literal["engine", "hf", "trtllm"],
+        typer.Option(help="For jitney; for vLLM, SGLang and TensorRT-LLM; for trtllm-build."),
+    ] = "engine",
     quantize: Annotated[
         Literal["int8", "int4", "fp8"] | None, typer.Option(help="Narrow the weights, with calibration.")
     ] = None,
     tp: Annotated[int, typer.Option(min=1, max=1024, help="Split over this many devices.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, max=1024, help="Pipeline stages, for trtllm.")] = 1,
     max_kl: Annotated[
         float | None,
         typer.Option(min=0, help="Refuse a mean KL divergence, in nats, above this.  [default: by type]"),
@@ -38,25 +49,65 @@ def export(
             exists=True, dir_okay=False, help="Calibrate and measure on this text.  [default: ours]"
         ),
     ] = None,
+    max_rows: Size = None,
+    max_context: Size = None,
+    max_batch_tokens: Size = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
-    from ...export.engine_directory import EngineOptions, export_engine
     from ...export.open import open_source
+    from ...export.options import ExportOptions
 
-    options = EngineOptions(
+    options = ExportOptions(
         source=checkpoint,
         quantize=quantize,
         tp=tp,
+        pp=pp,
         max_kl=max_kl,
         accept_quality=accept_quality,
         text=text,
         force=force,
+        max_rows=max_rows,
+        max_context=max_context,
+        max_batch_tokens=max_batch_tokens,
     )
+    if pp != 1 and format != "trtllm":
+        raise InvalidField("--pp", "1, except with --format trtllm", pp)
+    if tp != 1 and format == "hf":
+        raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", tp)
     source = open_source(checkpoint)
+    {"engine": _engine, "hf": _huggingface, "trtllm": _trtllm}[format](source, target, options)
+
+
+def _engine(source: Source, target: Path, options: ExportOptions) -> None:
+    from ...export.engine_directory import export_engine
+
     with progress() as report:
         manifest = export_engine(source, target, options, report)
     _say_result(source, target, manifest.weight_bytes, manifest.quality)
+
+
+def _huggingface(source: Source, target: Path, options: ExportOptions) -> None:
+    from ...export.hf_directory import export_huggingface
+
+    with progress() as report:
+        contents = export_huggingface(source, target, options, report)
+    _say_result(source, target, contents.num_bytes, contents.quality)
+
+
+def _trtllm(source: Source, target: Path, options: ExportOptions) -> None:
+    from ...export.trtllm_directory import build_command, export_trtllm, run_builder
+
+    with progress() as report:
+        contents = export_trtllm(source, target, options, report)
+    _say_result(source, target, contents.num_bytes, None)
+    command = build_command(target, target.with_name(target.name + "-engine"), options)
+    if not run_builder(command):
+        stderr().print(
+            f"{command[0]} is not installed here, so no TensorRT engine was built. Where TensorRT-LLM up to 1.2 is:"
+            f" {' '.join(command)}",
+            soft_wrap=True,
+        )
 
 
 def _say_result(source: Source, target: Path, weight_bytes: int, quality: Quality | None) -> None:
