@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
@@ -33,6 +35,8 @@ _LAYER = {
 }
 _IGNORED = {"rope_freqs.weight"}
 """Read by the configuration, not by the model."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Dequantised at a time: the library makes several arrays of this size on the way."""
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
@@ -46,6 +50,9 @@ class GgufWeights:
         self._tensors = {
             _hf_name(file, name): tensor for name, tensor in file.tensors.items() if name not in _IGNORED
         }
+        for name, tensor in {tensor.kind: (name, tensor) for name, tensor in file.tensors.items()}.values():
+            if name not in _IGNORED and not _is_known(tensor.kind):
+                raise ModelError(f"{self.source}: tensor {name}: {tensor.kind.name} is not served")
         interleaved = file.metadata["general.architecture"] == "llama"
         self._heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if interleaved else {}
 
@@ -64,13 +71,12 @@ class GgufWeights:
         """As `get`, in float32 and without torch."""
         tensor = self._tensor(name)
         rows = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)
-        rows = rows.reshape(*tensor.shape[:-1], -1)
-        try:
-            values = dequantize(rows, tensor.kind).astype(np.float32).reshape(tensor.shape)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"{self.source}: tensor {tensor.name}: {tensor.kind.name} is not served"
-            ) from error
+        rows = rows.reshape(math.prod(tensor.shape[:-1]), -1)
+        values = np.empty((len(rows), tensor.shape[-1]), np.float32)
+        step = max(1, _CHUNK_ELEMENTS // tensor.shape[-1])
+        for at in range(0, len(rows), step):
+            values[at : at + step] = dequantize(rows[at : at + step], tensor.kind)
+        values = values.reshape(tensor.shape)
         num_heads = self._heads.get(name.split(".")[-2])
         return values if num_heads is None else _halves(values, num_heads)
 
@@ -79,6 +85,15 @@ class GgufWeights:
             return self._tensors[name]
         except KeyError:
             raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+
+
+def _is_known(kind: GGMLQuantizationType) -> bool:
+    """Whether the library makes numbers of this type; one block of zeros tells."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _hf_name(file: GgufFile, name: str) -> str:
