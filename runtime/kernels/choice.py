@@ -16,7 +16,7 @@ MAX_SKINNY_ROWS = 64
 WIDEN_FROM_ROWS = 512
 """From here on an 8-bit weight is widened first and multiplied by the library."""
 
-ROW_BUCKETS = (1, 16, 32, 64)
+ROW_BUCKETS = (1, 8, 16, 32, 64)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
 
@@ -70,7 +70,7 @@ def default_choice(task: Task) -> Choice:
     if task.num_rows == 1:
         return _gemv(task)
     if task.num_rows <= MAX_SKINNY_ROWS:
-        return _skinny(task)
+        return _resident(task) if _rests(task) else _skinny(task)
     return WIDE if task.weight_bits == 8 and task.num_rows < WIDEN_FROM_ROWS else LIBRARY
 
 
@@ -78,25 +78,62 @@ def fixed_choice(task: Task) -> Choice:
     """The same for every number of rows, so that a row's result does not depend on it."""
     if task.weight_bits == 32:
         return Choice("product", block_n=32, block_k=32, rows=16, warps=4, stages=2)
-    return Choice("product", block_n=64, block_k=64, rows=64, warps=4, stages=4)
+    return Choice("product", block_n=32 if task.gated else 64, block_k=64, rows=64, warps=4, stages=4)
+
+
+def candidates(task: Task) -> list[Choice]:
+    """The default first, then its neighbours, then the library: what a tuner measures."""
+    default = default_choice(task)
+    found = [default]
+    if default.kind == "gemv":
+        found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
+    elif task.num_rows <= MAX_SKINNY_ROWS:
+        found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
+        found += [_resident(task)] if task.bucket <= 16 and task.weight_bits == 16 else []
+    return list(dict.fromkeys([*found, LIBRARY]))
 
 
 def _gemv(task: Task) -> Choice:
-    columns = _power_of_two(task.num_inputs)
-    block_k = min(2048, columns)
-    block_n = 1 if task.gated else 2
-    return Choice("gemv", block_n=block_n, block_k=block_k, warps=max(2, block_k // 256), fuses_norm=True)
+    if task.weight_bits == 8:
+        return _gemv_of(task, 4, 4096 if task.normed else 2048)
+    if task.num_inputs <= 1024:
+        return _gemv_of(task, 2 if task.gated else 4, 512)
+    if task.gated:
+        return _gemv_of(task, 1, 2048)
+    return _gemv_of(task, 2 if task.num_outputs > 4096 else 4, 2048)
 
 
-def _skinny(task: Task) -> Choice:
-    rows = max(16, _power_of_two(task.num_rows))
-    small = task.num_outputs * task.num_inputs <= 1 << 23
-    block_n = 32 if small else 64
-    blocks = -(-task.num_outputs // block_n)
-    splits = 1 if task.gated or blocks >= 128 else min(4, -(-192 // blocks), max(1, task.num_inputs // 512))
+def _gemv_of(task: Task, rows: int, columns: int) -> Choice:
+    """As many warps as give each thread 16 bytes of every row."""
+    columns = min(columns, _power_of_two(task.num_inputs))
+    bits = min(task.weight_bits, 16)
     return Choice(
-        "product", block_n=block_n, block_k=128, splits=splits, warps=4, stages=4, prefetch=512, rows=rows,
-        fuses_norm=True,
+        "gemv", block_n=rows, block_k=columns, warps=max(1, columns * bits // 4096), fuses_norm=True
+    )
+
+
+def _rests(task: Task) -> bool:
+    """Whether the weight is small enough, and the rows few enough, for `resident`."""
+    elements = task.num_outputs * task.num_inputs * (2 if task.gated else 1)
+    return task.weight_bits == 16 and elements << (task.bucket > 8) <= 16 << 20 and task.bucket <= 16
+
+
+def _resident(task: Task) -> Choice:
+    columns = min(2048 if task.added else 512, _power_of_two(task.num_inputs))
+    slices = max(1, min(8, columns // 128))
+    return Choice(
+        "resident", block_n=8 if task.gated else 16, block_k=columns, splits=slices, warps=slices,
+        rows=task.bucket, fuses_norm=True,
+    )  # fmt: skip
+
+
+def _skinny(task: Task, splits: int = 0) -> Choice:
+    blocks = -(-task.num_outputs // 64)
+    if not splits:
+        splits = 1 if task.gated or blocks >= 128 else 2 if blocks >= 32 else 4
+    return Choice(
+        "product", block_n=32 if task.gated else 64, block_k=128, splits=splits, warps=4, stages=4,
+        prefetch=512, rows=max(16, task.bucket),
     )  # fmt: skip
 
 

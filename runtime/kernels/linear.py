@@ -27,7 +27,7 @@ from .product import product
 from .resident import resident
 from .weight import Weight, widen
 
-PARTS = 2 << 20
+PARTS = 4 << 20
 """fp32 values of unfinished sums."""
 TILES = 1 << 14
 WIDENED = 16 << 20
@@ -149,8 +149,8 @@ class Linears:
     def _by_product(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, n), k = out.shape, x.size(1)
         blocks, tiles = triton.cdiv(n, choice.block_n), triton.cdiv(num_rows, choice.rows)
-        elements = blocks * choice.block_n * tiles * choice.rows * choice.splits
-        assert choice.splits == 1 or (not extras.gated and elements <= PARTS and tiles * blocks <= TILES)
+        elements = blocks * choice.block_n * tiles * choice.rows * choice.splits * (2 if extras.gated else 1)
+        assert choice.splits == 1 or (elements <= PARTS and tiles * blocks <= TILES)
         even = k % (choice.block_k * choice.splits) == 0
         product[(blocks, tiles, choice.splits)](
             x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,

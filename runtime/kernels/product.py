@@ -29,7 +29,7 @@ def multiplied(w, y, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def prefetch(weight, n, K, start, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr):
+def prefetch(weight, n, K, start, COLUMNS: tl.constexpr):
     """Ask for the first COLUMNS columns of the rows `n`, a 128-byte line for each lane; nothing waits for them."""
     line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
     column = tl.minimum(start + tl.arange(0, COLUMNS // line) * line, K - 1)
@@ -58,11 +58,32 @@ def _summed(parts, SPLITS: tl.constexpr, STRIDE):
 
 
 @triton.jit
-def finished(total, n, scale, bias):
+def weight_rows(block, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
+    """The weight's rows behind a block of outputs: BLOCK_N of them, or, where gated, as many gates and then what they
+    gate. Past the end the last row stands in."""
+    if GATED:
+        r = tl.arange(0, 2 * BLOCK_N)
+        row = tl.minimum(block * BLOCK_N + r % BLOCK_N, N - 1) + (r // BLOCK_N) * N
+    else:
+        row = tl.minimum(block * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+    return row
+
+
+@triton.jit
+def finished(
+    total, row, scale, bias,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The outputs [BLOCK_N, ROWS] of the sums of the weight's rows `row`."""
     if scale is not None:
-        total *= tl.load(scale + n)[:, None]
+        total *= tl.load(scale + row)[:, None]
     if bias is not None:
-        total += tl.load(bias + n).to(tl.float32)[:, None]
+        total += tl.load(bias + row).to(tl.float32)[:, None]
+    if GATED:
+        gate, up = tl.split(tl.permute(tl.reshape(total, [2, BLOCK_N, ROWS]), [1, 2, 0]))
+        total = activated(gate, ACTIVATION) * up
+    elif ACTIVATION is not None:
+        total = activated(total, ACTIVATION)
     return total
 
 
@@ -75,50 +96,39 @@ def product(
 ):  # fmt: skip
     """x [M, K]; out [M, N], added to where ADD. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of
     M, splits. EVEN: BLOCK_K * SPLITS divides K."""
+    TILE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
     block, part = tl.program_id(0), tl.program_id(2)
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.minimum(n, N - 1)
-    m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    row = weight_rows(block, N, BLOCK_N, GATED)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
     first = part * length
     if PDL:
         gdc_launch_dependents()
         if PREFETCH > 0:
-            prefetch(weight, row, K, first, BLOCK_N, PREFETCH)
-            if GATED:
-                prefetch(weight, row + N, K, first, BLOCK_N, PREFETCH)
+            prefetch(weight, row, K, first, PREFETCH)
         gdc_wait()
+    m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     source = tl.minimum(m, M - 1).to(tl.int64) * K
-    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    gated = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    total = tl.zeros([TILE, ROWS], tl.float32)
     for start in range(first, min(first + length, K), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         w = _tile(weight, row, k, K, EVEN)
-        if GATED:
-            v = _tile(weight, row + N, k, K, EVEN)
         if EVEN:
             y = tl.load(x + source[None, :] + k[:, None])
         else:
             y = tl.load(x + source[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
         total = multiplied(w, y, total, PRECISION)
-        if GATED:
-            gated = multiplied(v, y, gated, PRECISION)
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + block
-        inside = tl.arange(0, BLOCK_N)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        stride = tl.num_programs(0) * tl.num_programs(1) * BLOCK_N * ROWS
-        parts += tile * BLOCK_N * ROWS + inside
+        stride = tl.num_programs(0) * tl.num_programs(1) * TILE * ROWS
+        parts += tile * TILE * ROWS + tl.arange(0, TILE)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         tl.store(parts + part * stride, total)
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") != SPLITS - 1:
             return
         tl.store(arrivals + tile, 0)
         total = _summed(parts, SPLITS, stride)
-    total = finished(total, row, scale, bias)
-    if ACTIVATION is not None:
-        total = activated(total, ACTIVATION)
-    if GATED:
-        total *= finished(gated, row + N, scale, bias)
+    total = finished(total, row, scale, bias, ROWS, BLOCK_N, GATED, ACTIVATION)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     at = out + m[None, :].to(tl.int64) * N + n[:, None]
     live = (m < M)[None, :] & (n < N)[:, None]
     if ADD:

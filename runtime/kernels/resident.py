@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .activation import activated
-from .product import finished, multiplied, prefetch
+from .product import finished, multiplied, prefetch, weight_rows
 
 
 @triton.jit
@@ -49,19 +48,15 @@ def resident(
     an RMS norm's weight. GATED: weight is [2 * N, K], gates first."""
     EVEN: tl.constexpr = K % BLOCK_K == 0
     COLUMNS: tl.constexpr = BLOCK_K // SLICES
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.minimum(n, N - 1)
+    TILE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
+    row = weight_rows(tl.program_id(0), N, BLOCK_N, GATED)
     k = tl.arange(0, SLICES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     if PDL:
         gdc_launch_dependents()
     w = _slices(weight, row, k, K, EVEN)
-    if GATED:
-        v = _slices(weight, row + N, k, K, EVEN)
     if PDL:
         for start in tl.static_range(BLOCK_K, K, BLOCK_K):
-            prefetch(weight, row, K, start, BLOCK_N, BLOCK_K)
-            if GATED:
-                prefetch(weight, row + N, K, start, BLOCK_N, BLOCK_K)
+            prefetch(weight, row, K, start, BLOCK_K)
         gdc_wait()
     m = tl.arange(0, ROWS)
     source = tl.minimum(m, M - 1)
@@ -74,8 +69,7 @@ def resident(
             wide = _rows(x, source, start + k, K, EVEN).to(tl.float32)
             rstd += tl.sum(tl.sum(wide * wide, 1), 0)
         rstd = tl.rsqrt(rstd / K + eps)
-    total = tl.zeros([SLICES, BLOCK_N, ROWS], tl.float32)
-    gated = tl.zeros([SLICES, BLOCK_N, ROWS], tl.float32)
+    total = tl.zeros([SLICES, TILE, ROWS], tl.float32)
     for start in tl.static_range(0, K, BLOCK_K):
         at = start + k
         y = _rows(x, source, at, K, EVEN)
@@ -84,17 +78,10 @@ def resident(
             normed = (y.to(tl.float32) * rstd[None, None, :]).to(y.dtype)
             y = (normed.to(tl.float32) * gain.to(tl.float32)[:, :, None]).to(y.dtype)
         total = multiplied(w, y, total, PRECISION)
-        if GATED:
-            gated = multiplied(v, y, gated, PRECISION)
         if start + BLOCK_K < K:
             w = _slices(weight, row, at + BLOCK_K, K, EVEN)
-            if GATED:
-                v = _slices(weight, row + N, at + BLOCK_K, K, EVEN)
-    result = finished(tl.sum(total, 0), row, scale, bias)
-    if ACTIVATION is not None:
-        result = activated(result, ACTIVATION)
-    if GATED:
-        result *= finished(tl.sum(gated, 0), row + N, scale, bias)
+    result = finished(tl.sum(total, 0), row, scale, bias, ROWS, BLOCK_N, GATED, ACTIVATION)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = out + m[None, :].to(tl.int64) * N + n[:, None]
     live = (m < M)[None, :] & (n < N)[:, None]
     if ADD:
