@@ -84,7 +84,7 @@ class Batch(msgspec.Struct, frozen=True):
     decodes: tuple[int, ...]
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     """Natural-log probabilities of the model's own distribution at one position: before bias, penalties, temperature
     and cuts. `top` holds (token id, log-probability), likeliest first, then the ids asked for by name."""
 

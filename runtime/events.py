@@ -41,8 +41,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the prompt."""
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of a response's log.
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One entry of a response's log. The garbage collector passes it by: logs hold many, and none is part of a cycle.
 
     kind `prompt`  the prompt's log-probabilities, when asked for, before the first delta;
     kind `delta`   new tokens and text of choice `index`; a lagging reader gets several merged into one;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 from pathlib import Path
@@ -153,6 +154,8 @@ async def _serve(
     async def start() -> None:
         with stderr().status(Text(f"Loading {scripted or model} …")):
             await engine.start()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays; walking it again and again would hold all threads for 50 ms
 
     try:
         await run_server(app, starting=start, on_ready=_announce, **address)
