@@ -20,6 +20,12 @@ ROW_BUCKETS = (1, 8, 16, 32, 64)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
 
+PARTS = 4 << 20
+"""fp32 values of unfinished sums, in all."""
+TILES = 1 << 14
+"""Tiles of outputs that may be unfinished at once."""
+
+
 class Task(NamedTuple):
     """What a product does besides multiplying [M, K] by [N, K]; where gated, N counts the outputs of one half."""
 
@@ -61,6 +67,16 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int = 16
     fuses_norm: bool = False
 
+    def fits(self, task: Task) -> bool:
+        """Whether the kernel can run the task's largest number of rows, within the workspace of split products."""
+        if self.kind == "gemv":
+            return task.num_rows == 1
+        if self.kind == "resident":
+            return task.bucket <= self.rows
+        tiles = -(-task.bucket // self.rows) * -(-task.num_outputs // max(1, self.block_n))
+        elements = tiles * self.rows * self.block_n * (2 if task.gated else 1)
+        return self.splits == 1 or (tiles <= TILES and elements * self.splits <= PARTS)
+
 
 LIBRARY = Choice("library")
 WIDE = Choice("product", block_n=128, block_k=64, rows=128, warps=8, stages=3)
@@ -90,7 +106,7 @@ def candidates(task: Task) -> list[Choice]:
     elif task.num_rows <= MAX_SKINNY_ROWS:
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
         found += [_resident(task)] if task.bucket <= 16 and task.weight_bits == 16 else []
-    return list(dict.fromkeys([*found, LIBRARY]))
+    return [choice for choice in dict.fromkeys([*found, LIBRARY]) if choice.fits(task)]
 
 
 def _gemv(task: Task) -> Choice:

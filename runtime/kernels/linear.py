@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from .activation import activation
-from .choice import Choice, Task, default_choice, fixed_choice
+from .choice import PARTS, TILES, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
 from .norm import Norm, norm
@@ -27,9 +27,6 @@ from .product import product
 from .resident import resident
 from .weight import Weight, widen
 
-PARTS = 4 << 20
-"""fp32 values of unfinished sums."""
-TILES = 1 << 14
 WIDENED = 16 << 20
 """Values of an 8-bit weight that are widened at a time for the library's product."""
 
@@ -101,7 +98,8 @@ class Linears:
     def choice(self, task: Task) -> Choice:
         if self._deterministic:
             return fixed_choice(task)
-        return self._tuned.get(task.key) or default_choice(task)
+        tuned = self._tuned.get(task.key)
+        return tuned if tuned is not None and tuned.fits(task) else default_choice(task)
 
     def _run(self, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, num_outputs), bits = out.shape, weight.values.dtype.itemsize * 8
@@ -149,8 +147,6 @@ class Linears:
     def _by_product(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, n), k = out.shape, x.size(1)
         blocks, tiles = triton.cdiv(n, choice.block_n), triton.cdiv(num_rows, choice.rows)
-        elements = blocks * choice.block_n * tiles * choice.rows * choice.splits * (2 if extras.gated else 1)
-        assert choice.splits == 1 or (elements <= PARTS and tiles * blocks <= TILES)
         even = k % (choice.block_k * choice.splits) == 0
         product[(blocks, tiles, choice.splits)](
             x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,
