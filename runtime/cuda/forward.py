@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..kernels.rows import Gathered, Slotwise, gather, publish
+from ..kernels.scores import Scorer, Scores
 from ..model.layers import Layers
 
 
@@ -67,6 +69,9 @@ class Sampler(Protocol):
         self, logits: Tensor, slots: Tensor, positions: Tensor, *, cuts: bool, full: bool
     ) -> tuple[Tensor, Tensor]: ...
 
+    @property
+    def scorer(self) -> Scorer: ...
+
 
 class Forward:
     def __init__(
@@ -88,6 +93,18 @@ class Forward:
         tokens, flags = self._sampler.sample(logits, slots, positions, cuts=size.cuts, full=size.full)
         publish(tokens, flags, gathered, self._state, self._ring, size.num_samples)
         return hidden
+
+    @property
+    def scores(self) -> Scores:
+        """Of the last `full` pass's rows, until the next."""
+        return self._sampler.scorer.scores
+
+    def score_prompt(self, hidden: Tensor, slot: int, tokens: Tensor) -> Scores:
+        """hidden [n, hidden] before the last norm; the n `tokens` int32 that follow them in a slot's prompt."""
+        rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
+        norm, head = self._layers.shared["norm"], self._layers.head
+        logits = self._ops.norm_linear(hidden.contiguous(), norm, head, rows=rows)
+        return self._sampler.scorer.score(logits, torch.full_like(rows, slot), tokens, prompt=True)
 
     def _hidden(self, size: Pass) -> Tensor:
         tokens, ops, gathered = size.num_tokens, self._ops, self._gathered

@@ -24,6 +24,7 @@ class Ladder:
         self._mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
         self._tokens = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
         self._most_tokens = sizes.prefill_tokens
+        self.max_samples = sizes.max_samples
 
     def size(self, num_rows: int, num_tokens: int, num_chunks: int, *, cuts: bool, full: bool) -> Pass:
         """The smallest pass that holds a batch."""

@@ -80,4 +80,5 @@ class NaiveOps:
             assert model.sliding_window is not None
             hidden |= key <= at - model.sliding_window
         scores = scores.masked_fill(hidden.to(scores.device), float("-inf")).softmax(-1)
-        return (scores @ v).transpose(0, 1).reshape(count, -1).to(q.dtype)
+        attended: Tensor = (scores @ v).transpose(0, 1).reshape(count, -1).to(q.dtype)
+        return attended

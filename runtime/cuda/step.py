@@ -7,24 +7,29 @@ fault of the device shows in either, as an exception, and is final: the state on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
 import torch
+from torch import Tensor
 
-from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket
+from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket, TokenLogprobs
 from ..errors import DeviceLost
 from ..kernels import row_words
 from .arena import Arena, Patch
-from .forward import Forward
+from .forward import Forward, Pass
 from .graphs import Graphs
 from .ladder import Ladder
 from .outbox import Outbox, Posting
 from .sampling_state import SamplingState, is_cut, needs_full, refusal
+from .scores import ChunkScores, PromptScores, ScoreCopy
 from .sizes import CHUNK_ROWS
 from .staging import Staging
 from .state import SlotState
+
+Rows = tuple[tuple[int, int], ...]
+"""Rows of a pass's results with their slots."""
 
 GREEDY = RowSampling(seed=0, temperature=0.0)
 FAULTS = {
@@ -34,11 +39,13 @@ FAULTS = {
 }
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """One pass of a launch: the slots whose token it samples, by row of its results."""
+class _Pass(msgspec.Struct, frozen=True):
+    """One pass in flight: the rows of its results with their slots, and what is scored beside them."""
 
     posting: Posting
-    slots: tuple[tuple[int, int], ...]
+    rows: Rows
+    scores: ScoreCopy | None = None
+    prompts: tuple[tuple[int, ChunkScores], ...] = ()
 
 
 class CudaStep:
@@ -62,40 +69,29 @@ class CudaStep:
         self._staging, self._outbox = staging, outbox
         self._seats: dict[int, Seat] = {}
         self._refused: dict[int, str] = {}
+        self._cut: set[int] = set()
+        self._full: set[int] = set()
+        self._decodes: tuple[tuple[int, ...], Pass, Rows] = ((), Pass(0, 0, 0, False, False), ())
+        """The last pass that only decoded: while it stays the same, its size and rows need not be found again."""
+        self._prompts = PromptScores(forward.score_prompt, ladder.max_samples)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Ticket:
         with self._faults():
             return self._launch(batch)
 
-    def _launch(self, batch: Batch) -> list[_Part]:
+    def _launch(self, batch: Batch) -> list[_Pass]:
         patch = Patch(self._arena)
         for seat in batch.seats:
             self._seat(patch, seat)
         for slot, pages in batch.grown:
             self._state.grow(patch, slot, pages)
-        parts: list[_Part] = []
+        passes: list[_Pass] = []
         for chunks, decodes in _passes(batch):
-            parts.append(self._run(patch, chunks, decodes))
+            passes.append(self._run(patch, chunks, decodes))
             patch = Patch(self._arena)
         self._staging.apply(patch)
-        return parts
-
-    def _run(self, patch: Patch, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> _Part:
-        sampled = [*enumerate(decodes)]
-        sampled += [(-1 - i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
-        cuts, full = self._kinds(slot for _, slot in sampled)
-        num_tokens = sum(chunk.count for chunk in chunks)
-        size = self._ladder.size(len(decodes), num_tokens, len(chunks), cuts=cuts, full=full)
-        if size.rows:
-            self._state.decode(patch, decodes, size.rows)
-        if chunks:
-            tokens = [self._seats[c.slot].tokens[c.start : c.start + c.count] for c in chunks]
-            self._state.prefill(patch, chunks, tokens)
-        self._staging.apply(patch)
-        self._graphs.run(size)
-        rows = tuple((row if row >= 0 else size.rows - 1 - row, slot) for row, slot in sampled)
-        return _Part(self._outbox.posted(size.num_samples), rows)
+        return passes
 
     def _seat(self, patch: Patch, seat: Seat) -> None:
         refused = refusal(seat.sampling)
@@ -104,23 +100,87 @@ class CudaStep:
             self._refused[seat.slot] = refused
             seat = msgspec.structs.replace(seat, sampling=GREEDY)
         self._seats[seat.slot] = seat
+        self._prompts.forget(seat.slot)
+        for kind, slots in ((is_cut, self._cut), (needs_full, self._full)):
+            slots.discard(seat.slot)
+            if kind(seat.sampling):
+                slots.add(seat.slot)
         self._state.seat(patch, seat)
         self._sampling.seat(patch, seat)
 
-    def _kinds(self, slots: Iterable[int]) -> tuple[bool, bool]:
-        samplings = [self._seats[slot].sampling for slot in slots]
-        return any(map(is_cut, samplings)), any(map(needs_full, samplings))
+    def _run(self, patch: Patch, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> _Pass:
+        if not chunks and decodes == self._decodes[0]:
+            size, rows = self._decodes[1:]
+        else:
+            size, rows = self._sized(chunks, decodes)
+        if size.rows:
+            self._state.decode(patch, decodes, size.rows)
+        if chunks:
+            tokens = [self._seats[c.slot].tokens[c.start : c.start + c.count] for c in chunks]
+            self._state.prefill(patch, chunks, tokens)
+        self._staging.apply(patch)
+        scored = [chunk for chunk in chunks if self._seats[chunk.slot].sampling.prompt_logprobs is not None]
+        if not scored:
+            self._graphs.run(size)
+            scores = self._scores(rows) if size.full else None
+            return _Pass(self._outbox.posted(size.num_samples), rows, scores)
+        hidden = self._forward.run(size)
+        scores = self._scores(rows) if size.full else None
+        prompts = tuple(self._score_prompts(size, chunks, hidden))
+        return _Pass(self._outbox.posted(size.num_samples), rows, scores, prompts)
+
+    def _sized(self, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> tuple[Pass, Rows]:
+        slots = {*decodes, *(chunk.slot for chunk in chunks if chunk.samples)}
+        cuts, full = not self._cut.isdisjoint(slots), not self._full.isdisjoint(slots)
+        num_tokens = sum(chunk.count for chunk in chunks)
+        size = self._ladder.size(len(decodes), num_tokens, len(chunks), cuts=cuts, full=full)
+        sampled = [(size.rows + i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
+        rows = (*enumerate(decodes), *sampled)
+        self._decodes = ((), size, rows) if chunks else (decodes, size, rows)
+        return size, rows
+
+    def _scores(self, rows: Rows) -> ScoreCopy | None:
+        asked = [self._seats[slot].sampling for _, slot in rows]
+        asked = [sampling for sampling in asked if sampling.logprobs is not None]
+        if not asked:
+            return None
+        return ScoreCopy(self._forward.scores, named=any(sampling.logprob_token_ids for sampling in asked))
+
+    def _score_prompts(
+        self, size: Pass, chunks: tuple[Chunk, ...], hidden: Tensor
+    ) -> Iterator[tuple[int, ChunkScores]]:
+        at = size.rows
+        for chunk in chunks:
+            seat = self._seats[chunk.slot]
+            if seat.sampling.prompt_logprobs is not None and chunk.start < seat.prompt_len:
+                yield chunk.slot, self._prompts.score(seat, chunk, hidden[at : at + chunk.count])
+            at += chunk.count
 
     def collect(self, ticket: Ticket) -> list[RowOutcome]:
         assert isinstance(ticket, list)
         with self._faults():
             return [outcome for part in ticket for outcome in self._outcomes(part)]
 
-    def _outcomes(self, part: _Part) -> Iterator[RowOutcome]:
+    def _outcomes(self, part: _Pass) -> Iterator[RowOutcome]:
         tokens, flags = part.posting.read().tolist()
-        for row, slot in part.slots:
+        prompts = dict(part.prompts)
+        for row, slot in part.rows:
             error = self._refused.get(slot) or FAULTS.get(flags[row])
-            yield RowOutcome(slot, error=error) if error else RowOutcome(slot, (tokens[row],))
+            if error:
+                yield RowOutcome(slot, error=error)
+            elif part.scores is None and slot not in prompts:
+                yield RowOutcome(slot, (tokens[row],))
+            else:
+                scored = prompts.pop(slot).read() if slot in prompts else ()
+                yield RowOutcome(slot, (tokens[row],), self._logprobs(part, row, slot, tokens[row]), scored)
+        for slot, scores in prompts.items():
+            yield RowOutcome(slot, prompt_logprobs=scores.read())
+
+    def _logprobs(self, part: _Pass, row: int, slot: int, token: int) -> tuple[TokenLogprobs, ...]:
+        sampling = self._seats[slot].sampling
+        if part.scores is None or sampling.logprobs is None:
+            return ()
+        return (part.scores.read(row, token, sampling.logprobs, sampling.logprob_token_ids),)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from tiny_models import random_weights, small_llama
 
-from jitney.runtime.batch import RowSampling, Step
+from jitney.runtime.batch import RowSampling, Step, TokenLogprobs
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import plan_device
@@ -26,8 +26,9 @@ from jitney.runtime.worker import StepLoop
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
 """Triton's interpreter computes masked lanes with numpy, which speaks of them."""
 
+VOCAB = 96
 CONFIG = EngineConfig(
-    dtype="float32", num_threads=1, max_rows=6, max_context=512, max_batch_tokens=256, mode="deterministic"
+    dtype="float32", num_threads=1, max_rows=3, max_context=512, max_batch_tokens=256, mode="deterministic"
 )
 
 
@@ -38,12 +39,12 @@ def card_step(model: ModelConfig, config: EngineConfig, num_pages: int = 60, *, 
     return build_step(model, weights, config, plan, torch.float32, torch.device("cpu"), naive=naive)
 
 
-def requests(count: int, seed: int = 0, most: int = 24) -> list[Generate]:
+def requests(count: int, seed: int = 0, most: int = 8) -> list[Generate]:
     rng = random.Random(seed)
     return [
         Generate(
             id=f"r{i}",
-            prompt=tuple(rng.randrange(512) for _ in range(rng.choice([1, 3, 17, 64, 65, 150, 200]))),
+            prompt=tuple(rng.randrange(VOCAB) for _ in range(rng.choice([1, 3, 17, 64, 65, 150]))),
             sampling=RowSampling(seed=i, temperature=0.0),
             max_tokens=rng.randint(1, most),
             arrival=float(i),
@@ -73,9 +74,9 @@ def run(step: Step, jobs: Sequence[Generate], **options: object) -> tuple[dict[s
 
 @pytest.mark.parametrize("changes", [{}, {"head_dim": 64, "sliding_window": 40, "num_layers": 2}])
 def test_tokens_are_those_of_the_cpu_step(changes: dict[str, object]) -> None:
-    model = small_llama(**changes)
+    model = small_llama(vocab_size=VOCAB, **changes)
     weights = random_weights(model)
-    jobs = requests(9)
+    jobs = requests(6)
     expected, _ = run(
         open_cpu_step(model, weights, EngineConfig(dtype="float32", num_threads=1, max_context=512)), jobs
     )
@@ -84,14 +85,59 @@ def test_tokens_are_those_of_the_cpu_step(changes: dict[str, object]) -> None:
 
 
 def test_a_cramped_pool_preempts_and_changes_nothing() -> None:
-    model = small_llama(num_layers=1)
+    model = small_llama(vocab_size=VOCAB, num_layers=1)
     jobs = [
         Generate(
-            id=f"r{i}", prompt=(i + 1,) * 60, sampling=RowSampling(seed=i, temperature=0.0), max_tokens=150
+            id=f"r{i}", prompt=(i + 1,) * 60, sampling=RowSampling(seed=i, temperature=0.0), max_tokens=9
         )
-        for i in range(4)
+        for i in range(3)
     ]
     roomy, _ = run(card_step(model, CONFIG), jobs)
-    cramped, scheduler = run(card_step(model, CONFIG, num_pages=9), jobs)
+    cramped, scheduler = run(card_step(model, CONFIG, num_pages=4), jobs)
     assert cramped == roomy
     assert scheduler.stats().preemptions
+
+
+def test_log_probabilities_are_those_of_the_cpu_step() -> None:
+    model = small_llama(vocab_size=VOCAB, num_layers=1)
+    asked = RowSampling(
+        seed=5,
+        temperature=0.7,
+        top_p=0.9,
+        logprobs=3,
+        logprob_token_ids=(7, 9),
+        prompt_logprobs=2,
+        presence_penalty=0.5,
+    )
+    jobs = [
+        Generate(id=f"r{i}", prompt=tuple(i % VOCAB for i in range(n)), sampling=asked, max_tokens=3)
+        for i, n in enumerate((5, 150))
+    ]
+    steps = [open_cpu_step(model, random_weights(model), CONFIG), card_step(model, CONFIG)]
+    expected, found = (scores(step, jobs) for step in steps)
+    assert [kind for kind, _ in found] == [kind for kind, _ in expected]
+    for (_, mine), (_, twin) in zip(found, expected, strict=True):
+        assert (mine is None) == (twin is None)
+        if mine is not None and twin is not None:
+            assert mine.token_id == twin.token_id
+            assert [token for token, _ in mine.top] == [token for token, _ in twin.top]
+            mine_all, twin_all = (
+                [mine.logprob, *(p for _, p in mine.top)],
+                [twin.logprob, *(p for _, p in twin.top)],
+            )
+            assert mine_all == pytest.approx(twin_all, abs=1e-4)
+
+
+def scores(step: Step, jobs: Sequence[Generate]) -> list[tuple[str, TokenLogprobs | None]]:
+    """Every score of every job, prompts first."""
+    loop = StepLoop(step, Scheduler(step.capacity))
+    for job in jobs:
+        loop.obey(job)
+    found: list[tuple[str, TokenLogprobs | None]] = []
+    while not loop.is_idle:
+        for output in loop.turn(0.0) or ():
+            assert output.error is None, output.error
+            found += [(f"{output.id} prompt", score) for score in output.prompt_logprobs]
+            found += [(f"{output.id} token", score) for score in output.logprobs]
+    step.close()
+    return sorted(found, key=lambda pair: pair[0])
