@@ -15,8 +15,8 @@ from .stored_tensor import StoredTensor
 from .torch_file import fields_of, read_torch_file
 
 MODEL_FILE = "model_optim_rng.pt"
-_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(_\d{3,})?")
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+_RANK = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,4}))?(_\d{3,4})?")
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,4})\.(.+)")
 _SPLIT_ROWS = (
     "word_embeddings.weight",
     "output_layer.weight",
@@ -28,7 +28,7 @@ _SPLIT_ROWS = (
 _SPLIT_COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 _GROUPS = {"optimizer": "optimizer", "opt_param_scheduler": "optimizer", "rng_state": "rng"}
 _SETTINGS = ("args", "checkpoint_version", "iteration", "num_floating_point_operations_so_far")
-_CHUNK = re.compile(r"model\d*")
+_CHUNK = re.compile(r"model\d{0,3}")
 
 Shards = dict[str, dict[int, StoredTensor]]
 """Tensors by global name, their parts by tensor-parallel rank."""
@@ -43,8 +43,8 @@ def read_torch_checkpoint(directory: Path) -> MegatronState:
     tensor_size, stages = max(rank[0] for rank in paths) + 1, max(rank[1] for rank in paths) + 1
     shards: Shards = {}
     for rank in range(tensor_size):
-        chunks = [states[rank, stage] for stage in range(stages)]
-        _collect(shards, rank, [_chunks(paths[rank, s], chunk) for s, chunk in enumerate(chunks)], tally)
+        columns = [(paths[rank, stage], states[rank, stage]) for stage in range(stages)]
+        _collect(shards, rank, [(path, _chunks(path, state)) for path, state in columns], tally)
     if not arguments.get("untie_embeddings_and_output_weights", True):
         copies = shards.pop("output_layer.weight", {})  # of the embedding, on the last pipeline stage
         tally.add("tied copy", len(copies), sum(copy.num_bytes for copy in copies.values()))
@@ -120,12 +120,14 @@ def _chunks(path: Path, state: dict[str, Any]) -> list[dict[str, Any]]:
     return chunks
 
 
-def _collect(shards: Shards, rank: int, stages: list[list[dict[str, Any]]], tally: Tally) -> None:
+def _collect(
+    shards: Shards, rank: int, stages: list[tuple[Path, list[dict[str, Any]]]], tally: Tally
+) -> None:
     """The tensors of one tensor-parallel rank, with layers numbered through all stages: virtual stage after virtual
     stage, in each of them pipeline rank after pipeline rank."""
     first_layer = 0
-    for turn in range(max(len(chunks) for chunks in stages)):
-        for chunks in stages:
+    for turn in range(max(len(chunks) for _, chunks in stages)):
+        for path, chunks in stages:
             if turn >= len(chunks):
                 continue
             num_layers = 0
@@ -140,7 +142,9 @@ def _collect(shards: Shards, rank: int, stages: list[list[dict[str, Any]]], tall
                     num_layers = max(num_layers, int(match[1]) + 1)
                     name = f"decoder.layers.{first_layer + int(match[1])}.{match[2]}"
                 if not isinstance(value, StoredTensor):
-                    raise ModelError(f"tensor {name}: expected a tensor, found {type(value).__name__}")
+                    raise ModelError(
+                        f"{path}: tensor {name}: expected a tensor, found {type(value).__name__}"
+                    )
                 shards.setdefault(name, {}).setdefault(rank, value)
             first_layer += num_layers
 

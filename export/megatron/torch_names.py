@@ -41,9 +41,22 @@ def _parameter(args: tuple[Any, ...]) -> StoredTensor:
     return args[0]
 
 
+def _bytes(args: tuple[Any, ...]) -> bytes:
+    """How protocol 2 writes bytes: as a text, and the name of its encoding."""
+    if (
+        len(args) == 2
+        and isinstance(args[0], str)
+        and args[1] == "latin1"
+        and max(args[0], default="") <= "\xff"
+    ):
+        return args[0].encode("latin-1")
+    raise Refused("bytes that are no Latin-1 text")
+
+
 _BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _mapping,
     "torch.Size": _size,
+    "_codecs.encode": _bytes,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
 }
@@ -56,7 +69,6 @@ _PLAIN = {
     "datetime": "datetime date timedelta",
     "signal": "Signals",
     "io": "BytesIO",
-    "_codecs": "encode",
     "copyreg": "_reconstructor",
     "numpy": "ndarray dtype float64 float32 int64 int32 bool_ uint32",
     "numpy.core.multiarray": "_reconstruct scalar",
