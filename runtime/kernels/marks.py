@@ -43,12 +43,23 @@ def read(
     logits, ids, inside, words, slot, mode, marks, biases, position, vocab, ADJUST: tl.constexpr
 ):  # fmt: skip
     """fp32 logits of `ids` of a row, -inf outside, after bans, bias and penalties. `position`: tokens before."""
-    values = tl.load(logits + ids, mask=inside, other=float("-inf")).to(tl.float32)
+    values = load(logits, ids, inside)
     if ADJUST:
-        if (mode & ADJUSTED) != 0:
-            mark = tl.load(marks + slot.to(tl.int64) * vocab + ids, mask=inside, other=0)
-            values = _penalised(_biased(_allowed(values, mark, words, slot, mode, position), mark, biases, slot),
-                                mark, words, slot)  # fmt: skip
+        values = adjusted(values, ids, inside, words, slot, mode, marks, biases, position, vocab)
+    return values
+
+
+@triton.jit
+def load(logits, ids, inside):
+    return tl.load(logits + ids, mask=inside, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def adjusted(values, ids, inside, words, slot, mode, marks, biases, position, vocab):
+    if (mode & ADJUSTED) != 0:
+        mark = tl.load(marks + slot.to(tl.int64) * vocab + ids, mask=inside, other=0)
+        values = _allowed(values, mark, words, slot, mode, position)
+        values = _penalised(_biased(values, mark, biases, slot), mark, words, slot)
     return values
 
 

@@ -1,7 +1,8 @@
 """The launches of sampling, over buffers that are made once: what a captured graph replays.
 
-A scan of all logits, passes of the search where rows may be cut, and one program a row that settles the token. What
-rows need is read on the device, by slot: a row without cuts costs a search nothing but the launches.
+A scan of all logits; where rows may be cut, a shortlist for each and passes of a search for those whose list would be
+too long; last, one program a row that settles the token. What a row needs is read on the device, by slot: a row
+without cuts costs the cuts' launches nothing but their start.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from .scores import Scorer
 from .search import NUM_PIVOTS, NUM_STATE, search_kernel
 from .sequences import ban_kernel
 from .settle import settle_kernel
+from .shortlist import LISTED, shortlist_kernel
 
-BLOCK = 2048
-COARSE_PASSES, FINE_PASSES = 4, 6
-_PROGRAMS = 1024
-_SCAN_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 8, 8
+BLOCK, PART = 2048, 128
+PASSES = 3
+_PROGRAMS, _SEARCH_PROGRAMS = 1024, 264
+_CHUNK = 4096
+_SCAN_WARPS, _SHORTLIST_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 8, 4, 8
 
 
 class RowState(NamedTuple):
@@ -44,20 +47,31 @@ class SamplingLaunches:
 
     def __init__(
         self, state: RowState, rows: int, vocab: int, dtype: torch.dtype, device: torch.device, *,
-        block: int = BLOCK, programs: int = _PROGRAMS,
+        block: int = BLOCK, part: int = PART, listed: int = LISTED, programs: int = _PROGRAMS,
     ) -> None:  # fmt: skip
         self._state, self._vocab, self._block, self._programs = state, vocab, block, programs
         self._coarse = dtype == torch.bfloat16
         self._num_blocks = triton.cdiv(vocab, block)
+        self._parts, self._listed = block // part, listed
+        parts = self._num_blocks * self._parts
 
-        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self._peaks, self._sums = buffer(rows, self._num_blocks), buffer(rows, self._num_blocks)
-        self._searches = buffer(FINE_PASSES, rows, NUM_STATE, dtype=torch.int64)
-        self._measures = buffer(2, rows, self._num_blocks, 2, NUM_PIVOTS)
+        self._peaks, self._sums = floats(rows, self._num_blocks), floats(rows, self._num_blocks)
+        self._part_peaks, self._part_sums, self._active = (
+            floats(rows, parts),
+            floats(rows, parts),
+            ints(rows, parts),
+        )
+        self._values, self._ids = floats(rows, listed), ints(rows, listed)
+        self._searches = ints(1 + PASSES, rows, NUM_STATE, dtype=torch.int64)
+        self._measures = floats(2, rows, self._num_blocks, 2, NUM_PIVOTS)
+        self._tokens, self._flags = ints(rows), ints(rows)
         self.scorer = Scorer(state.words, state.named, rows, vocab, block, programs, device)
-        self._tokens, self._flags = buffer(rows, dtype=torch.int32), buffer(rows, dtype=torch.int32)
 
     def sample(
         self, logits: Tensor, slots: Tensor, positions: Tensor, *, full: bool, cuts: bool = True
@@ -69,26 +83,38 @@ class SamplingLaunches:
         afterwards; `cuts`: some may have top_k, top_p or min_p. Enqueues a fixed sequence of launches; allocates
         nothing and waits for nothing.
         """
-        rows, blocks = logits.size(0), self._num_blocks
+        rows, blocks, vocab = logits.size(0), self._num_blocks, self._vocab
         words, marks, biases, history, ends, ids = self._state[:6]
-        shape = {"ADJUST": full, "BLOCK": self._block}
-        shared = (logits, slots, positions, words, marks, biases)
-        grid = (rows, min(blocks, max(1, self._programs // rows)))
-        if full:
-            ban_kernel[(rows,)](slots, positions, words, marks, history, ends, ids, self._vocab, BLOCK=128)
-        scan_kernel[grid](*shared, self._peaks, self._sums, self._vocab, blocks, **shape, num_warps=_SCAN_WARPS)
-        search = {**shape, "COARSE": self._coarse, "BLOCKS": triton.next_power_of_2(blocks)}
-        passes = FINE_PASSES if full or not self._coarse else COARSE_PASSES
-        for number in range(passes if cuts else 0):
-            search_kernel[grid](
-                *shared, self._peaks, self._sums, self._searches, self._measures, self._vocab, blocks, rows, number,
-                FIRST=number == 0, **search, num_warps=_SEARCH_WARPS,
-            )  # fmt: skip
+        row_inputs = (logits, slots, positions, words, marks, biases)
+        scanned = (self._peaks, self._sums)
+        parts = (self._part_peaks, self._part_sums)
         tokens, flags = self._tokens[:rows], self._flags[:rows]
+        kind = {"ADJUST": full, "BLOCK": self._block}
+        by_row = {**kind, "COARSE": self._coarse, "BLOCKS": triton.next_power_of_2(blocks)}
+        if full:
+            ban_kernel[(rows,)](slots, positions, words, marks, history, ends, ids, vocab, BLOCK=128)
+        scan_kernel[(rows, self._share(self._programs, rows))](
+            *row_inputs, *scanned, *parts, vocab, blocks, **kind, PARTS=self._parts, num_warps=_SCAN_WARPS
+        )
+        if cuts:
+            shortlist_kernel[(rows,)](
+                *row_inputs, *scanned, *parts, self._active, self._values, self._ids, self._searches, tokens,
+                vocab, blocks, **by_row, PARTS=self._parts, ALL_PARTS=triton.next_power_of_2(blocks * self._parts),
+                MOST=self._listed, CHUNK=min(_CHUNK, self._block * 2), num_warps=_SHORTLIST_WARPS,
+            )  # fmt: skip
+            for number in range(1, PASSES + 1):
+                search_kernel[(rows, self._share(_SEARCH_PROGRAMS, rows))](
+                    *row_inputs, self._peaks, self._searches, self._measures, vocab, blocks, rows, number,
+                    **by_row, num_warps=_SEARCH_WARPS,
+                )  # fmt: skip
         settle_kernel[(rows,)](
-            *shared, history, self._peaks, self._sums, self._searches, self._measures, tokens, flags,
-            self._vocab, blocks, rows, passes, CUTS=cuts, **search, num_warps=_SETTLE_WARPS,
+            *row_inputs, history, *scanned, self._searches, self._measures, tokens, flags,
+            vocab, blocks, rows, PASSES, CUTS=cuts, **by_row, num_warps=_SETTLE_WARPS,
         )  # fmt: skip
         if full:
             self.scorer.score(logits, slots, tokens)
         return tokens, flags
+
+    def _share(self, programs: int, rows: int) -> int:
+        """How many programs divide a row's blocks."""
+        return min(self._num_blocks, max(1, min(programs, self._programs) // rows))

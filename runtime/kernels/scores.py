@@ -50,7 +50,7 @@ def _blocks(
             at = row * num_blocks + block
             tl.store(peaks + at, peak)
             tl.store(sums + at, tl.sum(tl.exp(values - tl.maximum(peak, -3e38)), axis=0))
-            ranked = (ordinal(values) << 32) + (_ID_BITS - ids.to(tl.int64))
+            ranked = (ordinal(values) << 32) + (ids.to(tl.int64) ^ _ID_BITS)
             ranked = tl.where(ids < vocab, ranked, _LEAST)
             for i in range(num_top):
                 first = tl.max(ranked, axis=0)
@@ -80,7 +80,7 @@ def _rows(
         )
         for i in range(num_top):
             first = tl.max(tl.max(ranked, axis=1), axis=0)
-            tl.store(top_ids + row * _MOST_TOP + i, (_ID_BITS - (first & _ID_BITS)).to(tl.int32))
+            tl.store(top_ids + row * _MOST_TOP + i, (first & _ID_BITS) ^ _ID_BITS)
             tl.store(top + row * _MOST_TOP + i, value_of(first >> 32) - total)
             ranked = tl.where(ranked == first, _LEAST, ranked)
         if FIELD == NUM_TOP:
@@ -116,7 +116,7 @@ class Scorer:
 
         self._peaks, self._sums = buffer(rows, self._num_blocks), buffer(rows, self._num_blocks)
         self._keys = buffer(rows, self._num_blocks, MOST_TOP, dtype=torch.int64)
-        self._scores = Scores(
+        self.scores = Scores(
             buffer(rows),
             buffer(rows, MOST_TOP, dtype=torch.int32),
             buffer(rows, MOST_TOP),
@@ -141,7 +141,7 @@ class Scorer:
             BLOCK=self._block,
             num_warps=4,
         )
-        scores = Scores(*(buffer[:rows] for buffer in self._scores))
+        scores = Scores(*(buffer[:rows] for buffer in self.scores))
         _rows[(rows,)](
             logits, slots, tokens, self._words, self._named, *work, *scores, self._vocab, blocks,
             FIELD=field, BLOCKS=triton.next_power_of_2(blocks), num_warps=8,

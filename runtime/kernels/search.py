@@ -34,15 +34,17 @@ from .row_words import (
 )
 
 NUM_PIVOTS = 16
-NUM_STATE = 10
+NUM_STATE = 16
 """int64 words of a row's search."""
 PIVOTS = tl.constexpr(NUM_PIVOTS)
 _STATE = tl.constexpr(NUM_STATE)
 BY_COUNT = tl.constexpr(0)
 BY_MASS = tl.constexpr(1)
 DONE = tl.constexpr(2)
-_NO_LIMIT = tl.constexpr(1 << 40)
-_LARGEST = tl.constexpr(3.0e38)
+CHOSEN = tl.constexpr(3)
+"""The token is known: the row was settled from its shortlist."""
+NO_LIMIT = tl.constexpr(1 << 40)
+LARGEST = tl.constexpr(3.0e38)
 _SPREAD = tl.constexpr(240)
 
 
@@ -73,18 +75,16 @@ def grain_of(mode, COARSE: tl.constexpr):
 
 
 @triton.jit
-def pivots_of(low, high, grain, BY_VALUE: tl.constexpr):
-    """Ordinals from low to high, both included: evenly by value while that divides the bracket, else by ordinal."""
+def pivots_of(low, high, grain, by_value):
+    """Ordinals from low to high, both included: evenly by value where asked and while that divides the bracket, else
+    evenly by ordinal."""
     i = tl.arange(0, PIVOTS).to(tl.int64)
     num = (high - low) // grain
-    at = low + grain * ((num * i) // (PIVOTS - 1))
-    if BY_VALUE:
-        bottom, top = value_of(low).to(tl.float64), tl.minimum(value_of(high), _LARGEST).to(tl.float64)
-        by_value = ordinal((bottom + (top - bottom) * i.to(tl.float64) / (PIVOTS - 1)).to(tl.float32))
-        by_value = tl.minimum(tl.maximum(by_value & ~(grain - 1), low), high)
-        by_value = tl.where(i == PIVOTS - 1, high, by_value)
-        at = tl.where(num > _SPREAD, by_value, at)
-    return at
+    bottom, top = value_of(low).to(tl.float64), tl.minimum(value_of(high), LARGEST).to(tl.float64)
+    even = ordinal((bottom + (top - bottom) * i.to(tl.float64) / (PIVOTS - 1)).to(tl.float32))
+    even = tl.minimum(tl.maximum(even & ~(grain - 1), low), high)
+    even = tl.where(i == PIVOTS - 1, high, even)
+    return tl.where(by_value & (num > _SPREAD), even, low + grain * ((num * i) // (PIVOTS - 1)))
 
 
 @triton.jit
@@ -94,34 +94,7 @@ def pick(vector, i):
 
 
 @triton.jit
-def begin(words, slot, position, grain, peaks, sums, inside, peak, vocab):
-    """The first bracket of a row from its scan: phase, low, high, target mass, cut of top_k, its limit."""
-    scale, reach, top_k = (
-        row_number(words, slot, SCALE),
-        row_number(words, slot, REACH),
-        row_word(words, slot, TOP_K),
-    )
-    top_p = _top_p(words, slot, position)
-    high = ordinal(peak) + grain
-    parts = sums.to(tl.float64) * weight(peaks, peak, scale).to(tl.float64)
-    total = tl.sum(tl.where(inside & (peaks > float("-inf")), parts, 0.0), axis=0)
-    least = _aligned(peak - reach, grain)
-    by_count = (top_k > 0) & (top_k < vocab)
-    at_or_above = tl.sum((peaks[None, :] >= peaks[:, None]).to(tl.int32), axis=1)
-    reached = tl.max(tl.where(at_or_above >= top_k, peaks, float("-inf")), axis=0)
-    weightless = _aligned(peak - 150.0 / scale, grain)
-    low_k = tl.maximum(weightless, ordinal(tl.maximum(reached, -_LARGEST)))
-    low_k = tl.where(top_p < 1.0, low_k, tl.maximum(low_k, least))
-    share = tl.maximum((1.0 - top_p) * total * 0.5 / vocab, 1e-38).to(tl.float32)
-    low_p = tl.maximum(least, tl.minimum(_aligned(peak + tl.log2(share) / scale, grain), high - grain))
-    low_p = tl.where(top_p < 1.0, low_p, least)
-    target = tl.where(top_p < 1.0, top_p * total, float("inf"))
-    phase = tl.where(by_count, BY_COUNT, BY_MASS).to(tl.int64)
-    return phase, tl.where(by_count, low_k, low_p), high, target
-
-
-@triton.jit
-def _top_p(words, slot, position):
+def top_p_of(words, slot, position):
     top_p = row_number(words, slot, TOP_P).to(tl.float64) + row_number(words, slot, TOP_P_REST).to(tl.float64)
     generated = (position - row_word(words, slot, PROMPT_LEN)).to(tl.float32)
     decayed = top_p * tl.exp2(row_number(words, slot, TOP_P_DECAY) * generated).to(tl.float64)
@@ -129,9 +102,9 @@ def _top_p(words, slot, position):
 
 
 @triton.jit
-def _aligned(value, grain):
+def aligned(value, grain):
     """The lowest ordinal on the grid that is not below a value."""
-    return (ordinal(tl.maximum(value, -_LARGEST)) + grain - 1) & ~(grain - 1)
+    return (ordinal(tl.maximum(value, -LARGEST)) + grain - 1) & ~(grain - 1)
 
 
 @triton.jit
@@ -141,7 +114,7 @@ def advance(words, slot, position, grain, peak, pivots, counts, masses, phase, h
     Gives phase, low, high, target, cut, limit and the two pivots of the end: tokens at or above the second are kept,
     and of those between the first and the second, equals all, `limit`.
     """
-    top_k, top_p = row_word(words, slot, TOP_K), _top_p(words, slot, position)
+    top_k, top_p = row_word(words, slot, TOP_K), top_p_of(words, slot, position)
     scale, reach = row_number(words, slot, SCALE), row_number(words, slot, REACH)
     enough = tl.where(phase == BY_COUNT, counts >= top_k, masses >= target)
     i = tl.sum(enough.to(tl.int32), axis=0) - 1
@@ -164,12 +137,13 @@ def advance(words, slot, position, grain, peak, pivots, counts, masses, phase, h
     left = tl.where(whole, mass, mass_above + kept * each)
     done = (found | ~binds) & ~again
     next_phase = tl.where(done, DONE, tl.where(again, BY_MASS, phase)).to(tl.int64)
-    next_low = tl.where(again, tl.maximum(low, _aligned(peak - reach, grain)), low)
+    next_low = tl.where(again, tl.maximum(low, aligned(peak - reach, grain)), low)
     next_high = tl.where(again, ordinal(peak) + grain, tl.where(binds, high, high_edge))
     next_target = tl.where(again, top_p * left, target)
     next_cut = tl.where(again, low, cut)
-    next_limit = tl.where(again & whole, _NO_LIMIT, tl.where(again | done, kept.to(tl.int64), limit))
-    return next_phase, next_low, next_high, next_target, next_cut, next_limit, i, tl.where(whole, i, i + 1)
+    next_limit = tl.where(again & whole, NO_LIMIT, tl.where(again | done, kept.to(tl.int64), limit))
+    first, second = i.to(tl.int64), tl.where(whole, i, i + 1).to(tl.int64)
+    return next_phase, next_low, next_high, next_target, next_cut, next_limit, first, second
 
 
 @triton.jit
@@ -177,7 +151,7 @@ def measure(values, pivots, peak, scale):
     """How many values lie at or above each pivot, and what they weigh: two [PIVOTS] fp32."""
     above = values[None, :] >= value_of(pivots)[:, None]
     weights = weight(values, peak, scale)
-    return tl.sum(above.to(tl.float32), axis=1), tl.sum(tl.where(above, weights[None, :], 0.0), axis=1)
+    return tl.sum(tl.where(above, 1.0, 0.0), axis=1), tl.sum(tl.where(above, weights[None, :], 0.0), axis=1)
 
 
 @triton.jit
@@ -201,7 +175,7 @@ def load_search(state):
 
 
 @triton.jit
-def _store_search(state, phase, low, high, target, cut, limit, first, second, buffer):
+def store_search(state, phase, low, high, target, cut, limit, first, second, buffer):
     tl.store(state, phase)
     tl.store(state + 1, low)
     tl.store(state + 2, high)
@@ -215,61 +189,61 @@ def _store_search(state, phase, low, high, target, cut, limit, first, second, bu
 
 @triton.jit(do_not_specialize=["num_rows", "number"])
 def search_kernel(
-    logits, slots, positions, words, marks, biases, peaks, sums, state, measures, vocab, num_blocks, num_rows, number,
-    FIRST: tl.constexpr, ADJUST: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    logits, slots, positions, words, marks, biases, peaks, state, measures, vocab, num_blocks, num_rows, number,
+    ADJUST: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Pass `number`: every program of a row finds the bracket that the last pass left, then measures its blocks.
+    """Pass `number`, from 1: a row's programs find the bracket that the last pass left, then measure their blocks.
 
-    state [passes, R, NUM_STATE] int64; measures [2, R, num_blocks, 2, PIVOTS] fp32, written in turn.
+    state [1 + passes, R, NUM_STATE] int64; measures [2, R, num_blocks, 2, PIVOTS] fp32, written in turn.
     """
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     mode = row_word(words, slot, MODE)
     if (mode & CUT) != 0:
-        position = tl.load(positions + row)
-        at = tl.arange(0, BLOCKS)
-        peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
-        peak = tl.max(peak_of, axis=0)
-        grain = grain_of(mode, COARSE)
-        if FIRST:
-            sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
-            phase, low, high, target = begin(
-                words, slot, position, grain, peak_of, sum_of, at < num_blocks, peak, vocab
-            )
-            wrong = tl.max((peak_of != peak_of).to(tl.int32), axis=0) > 0
-            wrong |= (peak == float("-inf")) | (peak == float("inf"))
-            phase = tl.where(wrong, DONE, phase).to(tl.int64)
-            cut, limit = low * 0 - _NO_LIMIT, low * 0 + _NO_LIMIT
-            first, second, buffer = low * 0, low * 0, low * 0
+        before = state + ((number - 1) * num_rows + row) * _STATE
+        after = state + (number * num_rows + row) * _STATE
+        if tl.load(before) >= DONE:
+            if tl.program_id(1) == 0:
+                at = tl.arange(0, _STATE)
+                tl.store(after + at, tl.load(before + at))
         else:
+            position = tl.load(positions + row)
+            peak = peak_of_row(peaks, row, num_blocks, BLOCKS)
+            grain = grain_of(mode, COARSE)
             phase, low, high, target, cut, limit, first, second, buffer = resumed(
-                words, slot, position, grain, peak,
-                state + ((number - 1) * num_rows + row) * _STATE, measures,
-                row, num_blocks, num_rows, number - 1, BLOCKS,
-            )  # fmt: skip
-        if tl.program_id(1) == 0:
-            here = state + (number * num_rows + row) * _STATE
-            _store_search(here, phase, low, high, target, cut, limit, first, second, buffer)
-        if phase != DONE:
-            scale = row_number(words, slot, SCALE)
-            pivots = pivots_of(low, high, grain, True)
-            into = measures + ((number % 2) * num_rows + row) * num_blocks * (2 * PIVOTS)
-            for block in range(tl.program_id(1), num_blocks, tl.num_programs(1)):
-                ids = block * BLOCK + tl.arange(0, BLOCK)
-                values = read(
-                    logits + row * vocab,
-                    ids,
-                    ids < vocab,
-                    words,
-                    slot,
-                    mode,
-                    marks,
-                    biases,
-                    position,
-                    vocab,
-                    ADJUST,
-                )
-                store_measure(into + block * (2 * PIVOTS), values, pivots, peak, scale)
+                words,
+                slot,
+                position,
+                grain,
+                peak,
+                before,
+                measures,
+                row,
+                num_blocks,
+                num_rows,
+                number - 1,
+                BLOCKS,
+            )
+            if tl.program_id(1) == 0:
+                store_search(after, phase, low, high, target, cut, limit, first, second, buffer)
+            if phase != DONE:
+                scale = row_number(words, slot, SCALE)
+                pivots = pivots_of(low, high, grain, True)
+                into = measures + ((number % 2) * num_rows + row) * num_blocks * (2 * PIVOTS)
+                for block in range(tl.program_id(1), num_blocks, tl.num_programs(1)):
+                    ids = block * BLOCK + tl.arange(0, BLOCK)
+                    inside = ids < vocab
+                    here = logits + row * vocab
+                    values = read(
+                        here, ids, inside, words, slot, mode, marks, biases, position, vocab, ADJUST
+                    )
+                    store_measure(into + block * (2 * PIVOTS), values, pivots, peak, scale)
+
+
+@triton.jit
+def peak_of_row(peaks, row, num_blocks, BLOCKS: tl.constexpr):
+    at = tl.arange(0, BLOCKS)
+    return tl.max(tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf")), axis=0)
 
 
 @triton.jit
@@ -284,9 +258,9 @@ def store_measure(into, values, pivots, peak, scale):
 def resumed(
     words, slot, position, grain, peak, before, measures, row, num_blocks, num_rows, number, BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """The search after pass `number`, whose state stands at `before`."""
+    """The search after pass `number`, whose state stands at `before`; 0: before the first."""
     phase, low, high, target, cut, limit, first, second, buffer = load_search(before)
-    if phase != DONE:
+    if (phase < DONE) & (number > 0):
         buffer = number.to(tl.int64) % 2
         from_ = measures + (buffer * num_rows + row) * num_blocks * (2 * PIVOTS)
         counts, masses = measured(from_, num_blocks, BLOCKS)
@@ -294,5 +268,4 @@ def resumed(
         phase, low, high, target, cut, limit, first, second = advance(
             words, slot, position, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
         )
-        first, second = first.to(tl.int64), second.to(tl.int64)
     return phase, low, high, target, cut, limit, first, second, buffer

@@ -10,22 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .draw import first_above, kept_of, point_of
 from .marks import COUNT, read
-from .philox import uniform
-from .row_words import (
-    CHOICE,
-    COUNTED,
-    CUT,
-    MODE,
-    RANDOM,
-    SCALE,
-    SEED_HIGH,
-    SEED_LOW,
-    SEQUENCES,
-    row_number,
-    row_word,
-)
+from .row_words import COUNTED, CUT, MODE, RANDOM, SCALE, SEQUENCES, row_number, row_word
 from .search import (
+    CHOSEN,
     DONE,
     NUM_STATE,
     PIVOTS,
@@ -57,51 +46,12 @@ def settle_kernel(
     token, flag = 0, 0
     if mode != 0:
         position = tl.load(positions + row)
-        scale = row_number(words, slot, SCALE)
         at = tl.arange(0, BLOCKS)
         peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
         peak = tl.max(peak_of, axis=0)
         flag = _flag(peak_of, peak)
         if flag == 0:
-            low, edge, kept_of = float("-inf"), float("-inf"), at * 0
-            if (mode & RANDOM) != 0:
-                sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
-                mass_of = tl.where(peak_of > float("-inf"), sum_of * weight(peak_of, peak, scale), 0.0).to(
-                    tl.float64
-                )
-                if CUTS:
-                    if (mode & CUT) != 0:
-                        low, edge, kept_of, mass_of = _cut(
-                            logits, words, slot, mode, marks, biases, position, peak, scale, state, measures,
-                            row, vocab, num_blocks, num_rows, num_passes, ADJUST, COARSE, BLOCK, BLOCKS,
-                        )  # fmt: skip
-                running = tl.cumsum(mass_of, axis=0)
-                total = tl.max(running, axis=0)
-                seed_low, seed_high = row_word(words, slot, SEED_LOW), row_word(words, slot, SEED_HIGH)
-                point = uniform(seed_low, seed_high, row_word(words, slot, CHOICE), position) * total
-                block = _first_above(running, mass_of, point, at)
-                point -= tl.sum(tl.where(at == block, running - mass_of, 0.0), axis=0)
-                kept = tl.sum(tl.where(at == block, kept_of, 0), axis=0)
-                inside = tl.arange(0, BLOCK)
-                ids = block * BLOCK + inside
-                values = read(
-                    logits + row * vocab,
-                    ids,
-                    ids < vocab,
-                    words,
-                    slot,
-                    mode,
-                    marks,
-                    biases,
-                    position,
-                    vocab,
-                    ADJUST,
-                )
-                equals = ((values < edge) & (values >= low)).to(tl.int32)
-                keep = (values >= edge) | ((equals > 0) & (tl.cumsum(equals, axis=0) <= kept))
-                weights = tl.where(keep, weight(values, peak, scale), 0.0).to(tl.float64)
-                token = block * BLOCK + _first_above(tl.cumsum(weights, axis=0), weights, point, inside)
-            else:
+            if (mode & RANDOM) == 0:
                 block = tl.min(tl.where(peak_of == peak, at, BLOCKS), axis=0)
                 ids = block * BLOCK + tl.arange(0, BLOCK)
                 values = read(
@@ -118,6 +68,11 @@ def settle_kernel(
                     ADJUST,
                 )
                 token = tl.min(tl.where(values == peak, ids, vocab), axis=0)
+            else:
+                token = _drawn(
+                    logits + row * vocab, words, slot, mode, marks, biases, position, sums, peak_of, peak, state,
+                    measures, tokens, row, vocab, num_blocks, num_rows, num_passes, CUTS, ADJUST, COARSE, BLOCK, BLOCKS,
+                )  # fmt: skip
             if ADJUST:
                 _remember(marks, history, slot, mode, position, token, vocab)
     tl.store(tokens + row, token)
@@ -126,16 +81,9 @@ def settle_kernel(
 
 @triton.jit
 def _flag(peak_of, peak):
-    wrong = tl.max((peak_of != peak_of).to(tl.int32), axis=0)
+    wrong = tl.max(tl.where(peak_of != peak_of, 1, 0), axis=0)
     other = tl.where(peak == float("-inf"), 2, tl.where(peak == float("inf"), 3, 0))
     return tl.where(wrong > 0, 1, other)
-
-
-@triton.jit
-def _first_above(running, parts, point, at):
-    """The first place whose running sum exceeds the point, and never past the last part that has any."""
-    last = tl.max(tl.where(parts > 0, at, 0), axis=0)
-    return tl.minimum(tl.sum((running <= point).to(tl.int32), axis=0), last)
 
 
 @triton.jit
@@ -143,14 +91,52 @@ def _remember(marks, history, slot, mode, position, token, vocab):
     if (mode & COUNTED) != 0:
         mark = marks + slot.to(tl.int64) * vocab + token
         count = tl.load(mark)
-        tl.store(mark, count + ((count & COUNT) < COUNT).to(tl.int32))
+        tl.store(mark, count + tl.where((count & COUNT) < COUNT, 1, 0))
     if (mode & SEQUENCES) != 0:
         tl.store(history + slot * _HISTORY + position % _HISTORY, token)
 
 
 @triton.jit
+def _drawn(
+    logits, words, slot, mode, marks, biases, position, sums, peak_of, peak, state, measures, tokens, row, vocab,
+    num_blocks, num_rows, num_passes,
+    CUTS: tl.constexpr, ADJUST: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    scale = row_number(words, slot, SCALE)
+    at = tl.arange(0, BLOCKS)
+    low, edge, limit_of = float("-inf"), float("-inf"), at * 0
+    sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
+    mass_of = tl.where(peak_of > float("-inf"), sum_of * weight(peak_of, peak, scale), 0.0).to(tl.float64)
+    token = 0
+    is_open = True
+    if CUTS:
+        if (mode & CUT) != 0:
+            here = state + (num_passes * num_rows + row) * _STATE
+            if tl.load(here) == CHOSEN:
+                token = tl.load(tokens + row)
+                is_open = False
+            else:
+                low, edge, limit_of, mass_of = _cut(
+                    logits, words, slot, mode, marks, biases, position, peak, scale, here, measures,
+                    row, vocab, num_blocks, num_rows, num_passes, ADJUST, COARSE, BLOCK, BLOCKS,
+                )  # fmt: skip
+    if is_open:
+        running = tl.cumsum(mass_of, axis=0)
+        point = point_of(words, slot, position, tl.max(running, axis=0))
+        block = first_above(running, mass_of, point, at)
+        point -= tl.sum(tl.where(at == block, running - mass_of, 0.0), axis=0)
+        inside = tl.arange(0, BLOCK)
+        ids = block * BLOCK + inside
+        values = read(logits, ids, ids < vocab, words, slot, mode, marks, biases, position, vocab, ADJUST)
+        keep = kept_of(values, low, edge, tl.sum(tl.where(at == block, limit_of, 0), axis=0))
+        weights = tl.where(keep, weight(values, peak, scale), 0.0).to(tl.float64)
+        token = block * BLOCK + first_above(tl.cumsum(weights, axis=0), weights, point, inside)
+    return token
+
+
+@triton.jit
 def _cut(
-    logits, words, slot, mode, marks, biases, position, peak, scale, state, measures,
+    logits, words, slot, mode, marks, biases, position, peak, scale, here, measures,
     row, vocab, num_blocks, num_rows, num_passes,
     ADJUST: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -158,36 +144,21 @@ def _cut(
     block how many equals and which mass."""
     grain = grain_of(mode, COARSE)
     phase, low, high, target, cut, limit, first, second, buffer = resumed(
-        words, slot, position, grain, peak,
-        state + ((num_passes - 1) * num_rows + row) * _STATE, measures,
-        row, num_blocks, num_rows, num_passes - 1, BLOCKS,
-    )  # fmt: skip
-    while phase != DONE:
+        words, slot, position, grain, peak, here, measures, row, num_blocks, num_rows, num_passes, BLOCKS
+    )
+    while phase < DONE:
         pivots = pivots_of(low, high, grain, False)
         buffer = buffer * 0
         into = measures + row * num_blocks * (2 * PIVOTS)
         for block in range(num_blocks):
             ids = block * BLOCK + tl.arange(0, BLOCK)
-            values = read(
-                logits + row * vocab,
-                ids,
-                ids < vocab,
-                words,
-                slot,
-                mode,
-                marks,
-                biases,
-                position,
-                vocab,
-                ADJUST,
-            )
+            values = read(logits, ids, ids < vocab, words, slot, mode, marks, biases, position, vocab, ADJUST)
             store_measure(into + block * (2 * PIVOTS), values, pivots, peak, scale)
         tl.debug_barrier()
         counts, masses = measured(into, num_blocks, BLOCKS)
-        phase, low, high, target, cut, limit, i, j = advance(
+        phase, low, high, target, cut, limit, first, second = advance(
             words, slot, position, grain, peak, pivots, counts, masses, phase, high, target, cut, limit
         )
-        first, second = i.to(tl.int64), j.to(tl.int64)
         tl.debug_barrier()
     at = tl.arange(0, BLOCKS)
     of_block = measures + ((buffer * num_rows + row) * num_blocks + at) * (2 * PIVOTS)
@@ -196,8 +167,8 @@ def _cut(
         of_block + second, mask=inside, other=0.0
     )
     before = tl.cumsum(equals, axis=0) - equals
-    kept_of = tl.minimum(tl.maximum(limit.to(tl.float32) - before, 0.0), equals).to(tl.int32)
+    limit_of = tl.minimum(tl.maximum(limit.to(tl.float32) - before, 0.0), equals).to(tl.int32)
     mass_of = tl.load(of_block + PIVOTS + second, mask=inside, other=0.0).to(tl.float64)
-    mass_of += kept_of.to(tl.float64) * weight(value_of(low), peak, scale).to(tl.float64)
+    mass_of += limit_of.to(tl.float64) * weight(value_of(low), peak, scale).to(tl.float64)
     edge = tl.where(first == second, value_of(low), value_of(high))
-    return value_of(low), edge, kept_of, mass_of
+    return value_of(low), edge, limit_of, mass_of
