@@ -101,6 +101,13 @@ class Meter:
         )
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+
+
 async def jitney(args: argparse.Namespace) -> None:
     backend = PacedBackend(args.sockets, args.rate)
     async with DynamicEngine(backend, EngineConfig(max_rows=args.sockets)) as engine:
@@ -117,8 +124,7 @@ async def jitney(args: argparse.Namespace) -> None:
         running = asyncio.create_task(serve(create_app(engine), port=0, on_ready=ready.set_result))
         url = (await ready).replace("http", "ws") + "/v1/responses"
         clients = drain(url, args.sockets, create=True)
-        while engine.stats().running < args.sockets:
-            await asyncio.sleep(0.05)
+        await until(lambda: engine.stats().running == args.sockets)
         await asyncio.sleep(0.5)
         meter, before, woken = Meter(), engine.stats(), wakes[0]
         await meter.run(args.seconds)
@@ -133,8 +139,7 @@ async def jitney(args: argparse.Namespace) -> None:
 
 async def paced(args: argparse.Namespace, name: str, sends: list[Callable[[], Awaitable[None]]]) -> None:
     """One message for each socket, `rate` times a second."""
-    while len(sends) < args.sockets:
-        await asyncio.sleep(0.05)
+    await until(lambda: len(sends) == args.sockets)
     meter, period_s, count = Meter(), 1 / args.rate, 0
     metering = asyncio.create_task(meter.run(args.seconds))
     due = time.monotonic()
@@ -163,8 +168,7 @@ async def starlette(args: argparse.Namespace, name: str, protocol: Any) -> None:
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     clients = drain(f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/", args.sockets)
     await paced(args, name, sends)
     clients.kill()
