@@ -39,7 +39,7 @@ def read_dist_checkpoint(directory: Path) -> MegatronState:
         if not plain.startswith(_MODEL) or "._extra_state" in plain:
             tally.add(_group(plain), 1, table.stored_bytes(name))
         elif entry.name.endswith(".TensorStorageMetadata"):
-            tensors |= _numbered(plain, table.tensor(name, entry))
+            tensors |= _numbered(table.path, plain, table.tensor(name, entry))
         else:
             raise ModelError(f"{table.path}: {name}: expected a tensor, found {entry.name}")
     common = _common(directory, table, tally)
@@ -170,13 +170,15 @@ def _group(name: str) -> str:
     return next((group for key, group in _GROUPS.items() if chained.startswith(key)), "training state")
 
 
-def _numbered(name: str, tensor: GlobalTensor) -> dict[str, GlobalTensor]:
+def _numbered(path: Path, name: str, tensor: GlobalTensor) -> dict[str, GlobalTensor]:
     """The layers of a tensor that is stacked on a leading axis; else the tensor itself."""
     match = _STACKED.fullmatch(name)
     if match is None or not tensor.shape:
         return {name: tensor}
     if tensor.shape[0] > MAX_LAYERS:
-        raise ModelError(f"tensor {name}: expected at most {MAX_LAYERS} layers, found {tensor.shape[0]}")
+        raise ModelError(
+            f"{path}: tensor {name}: expected at most {MAX_LAYERS} layers, found {tensor.shape[0]}"
+        )
     names = [f"decoder.layers.{layer}.{match[1]}" for layer in range(tensor.shape[0])]
     return {each: tensor.layer(layer, each) for layer, each in enumerate(names)}
 
