@@ -40,6 +40,7 @@ class Contents:
         *,
         narrow_head: bool = False,
         own_head: bool = False,
+        num_ranks: int = 1,
         text: Path | None = None,
     ) -> None:
         """`own_head`: an output layer that shares the embeddings is written all the same.
@@ -52,12 +53,12 @@ class Contents:
             quantization=narrowing,
             tied_embeddings=source.config.tied_embeddings and not untied,
         )
-        self.stacks: list[Stack] = stacks(self.config, narrowing, narrow_head=narrow_head)
+        self.group = group_size(source.config, num_ranks) if narrowing == "int4" else 0
+        self.stacks: list[Stack] = stacks(self.config, narrowing, narrow_head=narrow_head, group=self.group)
         self._dtype: torch.dtype = getattr(torch, source.config.dtype)
         self._narrower: Narrower | None = None
         if narrowing is not None:
-            group = group_size(source.config) if narrowing == "int4" else 0
-            rounding = Rounding(narrowing, group, self._dtype)
+            rounding = Rounding(narrowing, self.group, self._dtype)
             path = text or TEXT
             tokens = _windows(source, path)
             self._narrower = Narrower(source, rounding, tokens, path.name, narrow_head=narrow_head)

@@ -25,7 +25,13 @@ from .text_side import write_text_side
 
 def export_engine(source: Source, target: Path, options: ExportOptions, report: Report) -> Manifest:
     """Raises `ModelError` where the source is damaged, the target is taken, or the quality is below its bound."""
-    contents = Contents(source, options.quantize, narrow_head=options.quantize == "int8", text=options.text)
+    contents = Contents(
+        source,
+        options.quantize,
+        narrow_head=options.quantize == "int8",
+        num_ranks=options.tp,
+        text=options.text,
+    )
     limits = Limits(**{name: getattr(options, name) for name in SIZES})
     with whole_directory(target, replace=options.force) as folder:
         write_text_side(folder, source)

@@ -6,7 +6,6 @@ from typing import Any
 
 from ..runtime.errors import ModelError
 from ..runtime.model.config import ModelConfig
-from .stacks import group_size
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -43,13 +42,13 @@ def hf_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def quantization_config(config: ModelConfig, *, kv_cache: bool) -> dict[str, Any]:
-    """In compressed-tensors' form, as vLLM and TensorRT-LLM read it. `config.quantization` is set."""
+def quantization_config(config: ModelConfig, group: int) -> dict[str, Any]:
+    """In compressed-tensors' form, as vLLM and TensorRT-LLM read it. `config.quantization` is set, `group` for int4."""
     narrowing = config.quantization
     whole = {"symmetric": True, "group_size": None}
     if narrowing == "int4":
         weights = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
-        weights |= {"group_size": group_size(config)}
+        weights |= {"group_size": group}
     else:
         kind = "int" if narrowing == "int8" else "float"
         weights = {"num_bits": 8, "type": kind, "strategy": "channel", **whole}
@@ -67,7 +66,7 @@ def quantization_config(config: ModelConfig, *, kv_cache: bool) -> dict[str, Any
         "format": formats[narrowing or ""],
         "quantization_status": "compressed",
         "ignore": ["lm_head"],
-        "kv_cache_scheme": cache if kv_cache else None,
+        "kv_cache_scheme": cache if narrowing == "fp8" else None,
         "config_groups": {"group_0": group},
     }
 

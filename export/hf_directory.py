@@ -35,8 +35,7 @@ def export_huggingface(source: Source, target: Path, options: ExportOptions, rep
         _write_weights(folder, contents, report)
         contents.check_quality(options.max_kl, options.accept_quality)
         if contents.config.quantization is not None:
-            is_fp8 = contents.config.quantization == "fp8"
-            fields["quantization_config"] = quantization_config(contents.config, kv_cache=is_fp8)
+            fields["quantization_config"] = quantization_config(contents.config, contents.group)
         folder.write("config.json", _json(fields))
     return contents
 

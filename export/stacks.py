@@ -35,15 +35,18 @@ class Slot(msgspec.Struct, frozen=True):
 Stack = tuple[Slot, ...]
 
 
-def stacks(config: ModelConfig, narrowing: Narrowing | None, *, narrow_head: bool = False) -> list[Stack]:
-    """Everything of a model, in load order. With `narrow_head` the output layer is narrowed too."""
+def stacks(
+    config: ModelConfig, narrowing: Narrowing | None, *, narrow_head: bool = False, group: int = 0
+) -> list[Stack]:
+    """Everything of a model, in load order. With `narrow_head` the output layer is narrowed too. `group`: how many
+    columns of an int4 matrix share a scale."""
     shapes = expected_shapes(config)
     ordered = []
     for names in _load_order(config):
         present = [name for name in names if name in shapes]
         matrix = present and len(shapes[present[0]]) == 2 and ".layers." in present[0]
         narrow = narrowing if matrix or (narrow_head and names == ("lm_head.weight",)) else None
-        kinds = [_stored(name, shapes[name], config, narrow) for name in present]
+        kinds = [_stored(name, shapes[name], config, narrow, group) for name in present]
         ordered += [stack for stack in zip(*kinds, strict=True)]
     assert {slot.name.rpartition(".")[0] for stack in ordered for slot in stack} == {
         name.rpartition(".")[0] for name in shapes
@@ -51,13 +54,14 @@ def stacks(config: ModelConfig, narrowing: Narrowing | None, *, narrow_head: boo
     return ordered
 
 
-def group_size(config: ModelConfig) -> int:
-    """How many columns of an int4 matrix share a scale. Raises `ModelError` where no size fits all matrices."""
-    inputs = (config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+def group_size(config: ModelConfig, num_ranks: int = 1) -> int:
+    """The largest group that fits all matrices of all ranks. Raises `ModelError` where none does."""
+    inputs = [config.hidden_size, config.num_heads * config.head_dim / num_ranks]
+    inputs.append(config.intermediate_size / num_ranks)
     for size in (32, 16, 8):
         if not any(count % size for count in inputs):
             return size
-    raise ModelError(f"int4: expected matrices with a multiple of 8 inputs, found {inputs}")
+    raise ModelError(f"int4: expected matrices with a multiple of 8 inputs on each rank, found {inputs}")
 
 
 def _load_order(config: ModelConfig) -> Iterator[tuple[str, ...]]:
@@ -87,13 +91,15 @@ def _linear(prefix: str, *names: str) -> Iterator[tuple[str, ...]]:
     yield tuple(f"{prefix}{name}.bias" for name in names)
 
 
-def _stored(name: str, shape: tuple[int, ...], config: ModelConfig, narrow: Narrowing | None) -> list[Slot]:
+def _stored(
+    name: str, shape: tuple[int, ...], config: ModelConfig, narrow: Narrowing | None, group: int
+) -> list[Slot]:
     if narrow is None:
         return [Slot(name, FLOATS[config.dtype], shape)]
     rows, columns = shape
     base = name.removesuffix(".weight")
     if narrow == "int4":
-        groups = columns // group_size(config)
+        groups = columns // group
         return [
             Slot(base + ".weight_packed", "I32", (rows, columns // 8)),
             Slot(base + ".weight_scale", FLOATS[config.dtype], (rows, groups)),

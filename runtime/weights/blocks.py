@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,8 @@ from ..errors import ModelError
 from ..process import num_cores
 
 BLOCK_BYTES = 64 * 2**20
+PIECE_BYTES = 16 * 2**20
+"""Large, so that the interpreter is asked for seldom."""
 
 
 def num_blocks(num_bytes: int) -> int:
@@ -19,12 +20,17 @@ def num_blocks(num_bytes: int) -> int:
 
 
 def block_digest(path: Path, index: int) -> str:
-    """Of one block, in hexadecimal. The interpreter is free while it runs: the block is mapped, not read."""
-    start = index * BLOCK_BYTES
-    with path.open("rb") as file:
-        size = min(BLOCK_BYTES, file.seek(0, 2) - start)
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start) as block:
-            return hashlib.sha256(block).hexdigest()
+    """Of one block, in hexadecimal. The interpreter is free while it reads and hashes; a mapping would end the
+    process if somebody cut the file short meanwhile."""
+    sha, piece = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        for start in range(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES, PIECE_BYTES):
+            file.seek(start)
+            count = file.readinto(piece) or 0
+            sha.update(piece[:count])
+            if count < PIECE_BYTES:
+                break
+    return sha.hexdigest()
 
 
 class BlockCheck:

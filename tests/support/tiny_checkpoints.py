@@ -49,9 +49,9 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_checkpoint(directory: Path, family: str) -> Path:
-    """A directory as a hub has it."""
+def write_checkpoint(directory: Path, family: str, **options: Any) -> Path:
+    """A directory as a hub has it. `options` change the shape."""
     directory.mkdir(parents=True)
-    tiny_model(family).save_pretrained(directory)
+    tiny_model(family, **options).save_pretrained(directory)
     write_tokenizer(directory)
     return directory
