@@ -64,7 +64,7 @@ class Log:
             elif self.is_sealed:
                 return
             else:
-                await self._news()
+                await self.news()
 
     async def follow(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
@@ -76,9 +76,10 @@ class Log:
 
     async def wait_sealed(self) -> None:
         while not self.is_sealed:
-            await self._news()
+            await self.news()
 
-    async def _news(self) -> None:
+    async def news(self) -> None:
+        """Waits for the next entry."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:

@@ -1,8 +1,11 @@
-"""One HTTP exchange: read the body, submit, answer plain or as server-sent events. A client that leaves cancels."""
+"""One HTTP exchange: read the body, submit, answer plain or as server-sent events.
+
+A client that leaves cancels, unless it asked for its answer to go on without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import time
 from uuid import uuid4
 
@@ -12,11 +15,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response as HTTPResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ..runtime.response import Response
-from .principal import Principal, principal_of
+from ..runtime.events import Event
+from ..runtime.log import Log, merged
+from .principal import principal_of
+from .protocols.delivery import CANCEL, Delivery
 from .protocols.errors import Refusal, invalid, refusal
 from .protocols.exchange import Exchange, Opened
+from .reader import news_of
+from .registry import Entry
 from .service import Service
+from .sse import EventStream
+
+Answer = bytes | Refusal | None
+"""A plain answer; None where it was streamed."""
 
 
 class ExchangeRoute:
@@ -27,72 +38,93 @@ class ExchangeRoute:
         self._protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await read_body(Request(scope, receive), self._service.max_body_bytes)
-        except ClientDisconnect:
-            return
-        with self._service.answering():
-            async with anyio.create_task_group() as tasks:
-                send = _leaving(send, tasks.cancel_scope)
-                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-                answer = await self._answer(body, send, principal_of(scope))
-                if answer is not None:
-                    await http_response(answer)(scope, receive, send)
-                tasks.cancel_scope.cancel()
+        await respond(self._service, self._answer, scope, receive, send)
 
-    async def _answer(
-        self, body: bytes | Refusal, send: Send, principal: Principal
-    ) -> bytes | Refusal | None:
-        """The plain answer; None where it was streamed."""
-        if isinstance(body, Refusal):
-            return body
-        responses: list[Response] = []
-        try:
-            exchange = self._protocol(body, self._service.model)
-            for generate in exchange.generates:
-                responses.append(await self._service.submit(generate, principal))
-            first = exchange.begin(self._opened(exchange, responses))
+    async def _answer(self, request: Request, body: bytes, send: Send) -> Answer:
+        exchange = self._protocol(body, self._service.model)
+        entry = Entry(
+            f"{exchange.id_prefix}{uuid4().hex}",
+            principal_of(request.scope),
+            exchange.delivery.policy(CANCEL),
+        )
+        registry = self._service.registry
+        with registry.reading(registry.open(entry)):
+            self._service.start(registry.begin(entry, exchange.generates))
+            await entry.begun()
+            first = exchange.begin(self._opened(entry))
             if exchange.is_stream:
-                await self._stream(exchange, first, responses, send)
+                await self._stream(exchange, entry, first, EventStream(send))
                 return None
-            await _feed_all(exchange, responses, _discard)
+            await _feed_all(exchange, entry, _discard)
             return exchange.result()
-        except Exception as exc:
-            return refusal(exc)
-        finally:
-            for response in responses:
-                response.cancel()
 
-    async def _stream(self, exchange: Exchange, first: bytes, responses: list[Response], send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
-        await send({"type": "http.response.body", "body": first, "more_body": True})
+    async def _stream(self, exchange: Exchange, entry: Entry, first: bytes, events: EventStream) -> None:
+        await events.open()
+        await events.put(first)
         try:
-            await _feed_all(exchange, responses, send)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(events.keep_alive)
+                await _feed_all(exchange, entry, events.put)
+                tasks.cancel_scope.cancel()
             last = exchange.end()
         except Exception as exc:
             last = b"data: " + refusal(exc).body() + b"\n\n"
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        await events.close(last)
 
-    def _opened(self, exchange: Exchange, responses: list[Response]) -> Opened:
+    def _opened(self, entry: Entry) -> Opened:
         tokenizer = self._service.backend.tokenizer
-        prompts = tuple(response.request.prompt for response in responses)
-        name = f"{exchange.id_prefix}{uuid4().hex}"
-        return Opened(name, int(time()), self._service.model, tokenizer, prompts)
+        prompts = tuple(response.request.prompt for response in entry.responses)
+        return Opened(entry.id, int(time()), self._service.model, tokenizer, prompts)
 
 
-async def _feed_all(exchange: Exchange, responses: list[Response], send: Send) -> None:
-    async def feed(which: int, response: Response) -> None:
-        async for event in response.events():
+async def respond(
+    service: Service,
+    answer: Callable[[Request, bytes, Send], Awaitable[Answer]],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Read a request and answer it; cancel the answering where the client leaves. What `answer` raises is told."""
+    request = Request(scope, receive)
+    try:
+        body = await read_body(request, service.max_body_bytes)
+    except ClientDisconnect:
+        return
+    with service.answering():
+        async with anyio.create_task_group() as tasks:
+            send = _leaving(send, tasks.cancel_scope)
+            tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+            try:
+                given = body if isinstance(body, Refusal) else await answer(request, body, send)
+            except Exception as exc:
+                given = refusal(exc)
+            if given is not None:
+                await http_response(given)(scope, receive, send)
+            tasks.cancel_scope.cancel()
+
+
+async def _feed_all(exchange: Exchange, entry: Entry, put: Callable[[bytes], Awaitable[None]]) -> None:
+    async def feed(which: int, log: Log) -> None:
+        async for event in _paced(log, exchange.delivery):
             body = exchange.feed(which, event)
             if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await put(body)
 
     async with anyio.create_task_group() as tasks:
-        for which, response in enumerate(responses):
-            tasks.start_soon(feed, which, response)
+        for which, response in enumerate(entry.responses):
+            tasks.start_soon(feed, which, response.log)
 
 
-async def _discard(message: Message) -> None:
+async def _paced(log: Log, delivery: Delivery) -> AsyncGenerator[Event]:
+    cursor = 0
+    while not (log.is_sealed and log.last_seq == cursor):
+        news = await news_of(log, cursor, delivery)
+        cursor = news[-1].seq
+        for event in merged(news):
+            yield event
+
+
+async def _discard(events: bytes) -> None:
     """Where nothing is streamed, nothing is sent until the end."""
 
 
@@ -135,10 +167,3 @@ def http_response(answer: bytes | Refusal) -> HTTPResponse:
     if answer.status == 413:
         headers["connection"] = "close"
     return HTTPResponse(answer.body(), answer.status, headers, media_type="application/json")
-
-
-_EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]

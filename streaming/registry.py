@@ -14,18 +14,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import time
-from typing import Any
 
 from ..runtime.backend import Message
-from ..runtime.events import Event, Progress
+from ..runtime.intake import Prompt
 from ..runtime.response import Response
+from .entry import Entry
 from .principal import Principal
-from .protocols.delivery import OnDisconnect
 from .protocols.errors import Refusal, Refused, invalid, refusal
 from .protocols.generate import Generate
+from .protocols.responses import Facts
+
+__all__ = ["Entry", "Registry"]
 
 MAX_DETACHED = 32
 """Unread answers of one owner that go on; one more is cancelled when its reader leaves."""
@@ -37,93 +38,12 @@ logger = logging.getLogger("jitney.streaming")
 Submit = Callable[[Generate, Principal, str], Awaitable[Response]]
 
 
-class Entry:
-    """One answer. `responses` are the engine's, one for each prompt; none until it has begun.
-
-    `facts` is what the route that opened it wants others to know, such as how to show it as a Response object;
-    `history` is the conversation up to it.
-    """
-
-    def __init__(
-        self,
-        entry_id: str,
-        principal: Principal,
-        on_disconnect: OnDisconnect,
-        *,
-        chat_id: str | None = None,
-        facts: Any = None,
-        history: Sequence[Message] = (),
-    ) -> None:
-        self.id = entry_id
-        self.principal = principal
-        self.on_disconnect = on_disconnect
-        self.chat_id = chat_id
-        self.facts = facts
-        self.history = tuple(history)
-        self.responses: list[Response] = []
-        self.refused: Refusal | None = None
-        self.created_at = time()
-        self.is_cancelled = self.is_beginning = False
-        self.num_readers = 0
-        self.timer: asyncio.TimerHandle | None = None
-        self._settled = asyncio.Event()
-
-    @property
-    def response(self) -> Response | None:
-        """The engine's response, of the first prompt."""
-        return self.responses[0] if self.responses else None
-
-    @property
-    def has_begun(self) -> bool:
-        return bool(self.responses)
-
-    @property
-    def is_over(self) -> bool:
-        """Refused, cancelled before it began, or all of it sealed."""
-        if not self.responses:
-            return self._settled.is_set()
-        return all(response.done for response in self.responses)
-
-    def progress(self) -> Progress | None:
-        """How far it is from its first token; None once that is out, or before it has begun."""
-        return self.response.progress() if self.response is not None else None
-
-    async def begun(self) -> Response | None:
-        """Waits until the engine has accepted it; None if it was cancelled before. Raises `Refused`."""
-        await self._settled.wait()
-        if self.refused is not None:
-            raise Refused(self.refused)
-        return self.response
-
-    async def batches(self, after: int = 0) -> AsyncGenerator[list[Event]]:
-        """What is new in the log behind `after`, as often as there is anything, to the `done` event. Nothing is
-        merged. Raises `Refused` if it was refused."""
-        response = await self.begun()
-        if response is None:
-            yield [Event(self.id, 1, "done", finish_reason="cancelled")]
-            return
-        async for batch in response.log.batches(after):
-            yield batch
-
-    def settle(self, responses: Sequence[Response] = (), refused: Refusal | None = None) -> None:
-        """It has begun, or never will."""
-        self.responses, self.refused, self.is_beginning = list(responses), refused, False
-        self._settled.set()
-
-    def cancel(self) -> None:
-        """End it now, wherever it is."""
-        self.is_cancelled = self.is_cancelled or not self.is_over
-        for response in self.responses:
-            response.cancel()
-        if not self.responses and not self.is_beginning:
-            self._settled.set()
-
-
 class Registry:
-    """`submit` hands a request to the engine under an id."""
+    """`submit` hands a request to the engine under an id; `model` is the name that answers are served under."""
 
-    def __init__(self, submit: Submit, *, max_detached: int = MAX_DETACHED) -> None:
+    def __init__(self, submit: Submit, model: Callable[[], str], *, max_detached: int = MAX_DETACHED) -> None:
         self._submit = submit
+        self._model = model
         self._max_detached = max_detached
         self._entries: dict[str, Entry] = {}
         self._chats: dict[tuple[str, str, str], str] = {}
@@ -133,6 +53,7 @@ class Registry:
     def open(self, entry: Entry) -> Entry:
         """Take in an entry that has not begun. Its id must be new."""
         assert entry.id not in self._entries
+        entry.facts = entry.facts or Facts(model=self._model(), created_at=entry.created_at)
         self._entries[entry.id] = entry
         if entry.chat_id is not None:
             self._chats[*entry.principal.owner, entry.chat_id] = entry.id
@@ -143,6 +64,10 @@ class Registry:
         readers are told, and what the engine raised is raised."""
         responses: list[Response] = []
         entry.is_beginning = True
+        messages = _messages(generates[0].prompt)
+        entry.is_chat = bool(messages)
+        if entry.history is None:
+            entry.history = messages
         try:
             for number, generate in enumerate(generates):
                 name = entry.id if len(generates) == 1 else f"{entry.id}-{number}"
@@ -188,6 +113,11 @@ class Registry:
         entry = self.find(principal, entry_id)
         self._cancel(entry)
         return entry
+
+    def cancel_all(self) -> None:
+        """Whoever's they are."""
+        for entry in list(self._entries.values()):
+            self._cancel(entry)
 
     def delete(self, principal: Principal, entry_id: str) -> None:
         """Cancel and forget. Raises as `find` does."""
@@ -256,6 +186,11 @@ class Registry:
         if entry.chat_id is not None and self._chats.get((*entry.principal.owner, entry.chat_id)) == entry.id:
             del self._chats[*entry.principal.owner, entry.chat_id]
         return True
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    messages = tuple(message for message in prompt if isinstance(message, dict))
+    return messages if len(messages) == len(prompt) else ()
 
 
 _ENDED = Refusal(status=503, type="server_error", message="the server is stopping", code="engine_closed")

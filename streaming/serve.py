@@ -39,8 +39,9 @@ async def serve(
 ) -> None:
     """Serve an app of `create_app` until SIGINT or SIGTERM, or until cancelled.
 
-    On a signal new requests get 503 while open answers have `drain_s` to end; then sockets close with 1012. A second
-    signal ends the wait. `starting` is awaited once connections are accepted, so that health can be asked meanwhile;
+    On a signal new requests get 503 while open answers have `drain_s` to end; then those that have not are cancelled,
+    and sockets close with 1012. A second signal ends the wait. `starting` is awaited once connections are accepted, so
+    that health can be asked meanwhile;
     a signal cancels it. `on_ready` is then called with the URL; port 0 picks a free one. With `metrics_port`,
     `/metrics` is also served there, without a key. Raises `OSError` where an address cannot be had, and what
     `starting` raises.
@@ -55,6 +56,7 @@ async def serve(
         server = _Server(_config(app, app.state.service.max_frame_bytes))
         stop = stack.enter_context(_signals())
         running = await stack.enter_async_context(_running(server, listener))
+        stack.push_async_callback(app.state.service.stop)
         started = starting is None or await _start(starting, running, stop)
         if not started or running.done():
             return

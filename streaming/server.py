@@ -34,6 +34,7 @@ from .routes.health import Health
 from .routes.metrics import MetricsRoute
 from .routes.models import Models
 from .routes.pages import page_routes
+from .routes.responses import Responses
 from .routes.tickets import TicketOffice
 from .routes.tokenizing import Tokenizing
 from .service import Service
@@ -99,6 +100,7 @@ def create_app(
             Route("/completions", ExchangeRoute(service, LegacyCompletion), methods=["POST"]),
             Route("/api", ExchangeRoute(service, routes.megatron), methods=["PUT"]),
             WebSocketRoute("/v1/responses", routes.responses),
+            *Responses(service).routes(),
             WebSocketRoute("/v1/chat/ws", routes.chat),
             *Models(service).routes(),
             *Tokenizing(service).routes(),

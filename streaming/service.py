@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..runtime.engines.dynamic import DynamicEngine
     from ..runtime.response import Response
 
+STOP_S = 1.0
+"""How long clients may take to read that their answers were cancelled."""
+
 
 class Service:
     def __init__(
@@ -47,7 +50,7 @@ class Service:
         self._system = system
         self._prepare = prepare
         self._served_model_name = served_model_name
-        self.registry = Registry(self.submit)
+        self.registry = Registry(self.submit, lambda: self.model)
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_answers = 0
         self._idle = asyncio.Event()
@@ -120,6 +123,13 @@ class Service:
             self._num_answers -= 1
             if not self._num_answers:
                 self._idle.set()
+
+    async def stop(self) -> None:
+        """Cancel what is still open, and let its readers hear so."""
+        self.registry.cancel_all()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await self._idle.wait()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse what is new, and wait until the last byte of what is open is sent. False if the time passed first."""

@@ -1,29 +1,50 @@
-"""One `/v1/responses` socket: a reader that never waits for anything else, a writer for its replies, a task a turn.
+"""One `/v1/responses` socket: a reader that never waits for anything else, and tasks for what it starts.
 
 The reader must always be receiving: a server that is not sees neither a cancel nor a pong, and its own keep-alive
-then kills a healthy stream. So the reader only feeds the session and starts what it says. Each turn's task follows
-its log and sends at the pace of the socket; a client that reads slowly lags in the log and holds up nobody. Replies
-to bad frames go through a short queue, and a client that fills it without reading is cut off.
+then kills a healthy stream. So the reader only feeds the session and starts what it says. Two kinds of task: a
+follower sends one answer's frames at the pace of the socket, and ends with it; a turn sees one answer from its
+beginning to its end, for the sake of the lane behind it, and may outlive the socket with all that waits there.
+Replies to bad frames go through a short queue, and a client that fills it without reading is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from contextlib import aclosing, suppress
 from time import time
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..runtime.response import Response
+from ..runtime.backend import Message
+from .conversation import conversation
+from .entry import Entry
 from .principal import principal_of
-from .protocols.errors import refusal
-from .protocols.session import Action, Begin, ResponsesSession, Stop, Turn
+from .protocols.delivery import FINISH
+from .protocols.errors import Refused
+from .protocols.responses import TERMINAL_ONLY
+from .protocols.session import (
+    Action,
+    Begin,
+    Cancel,
+    Grant,
+    Open,
+    Refuse,
+    ResponsesSession,
+    Resume,
+    Turn,
+)
+from .reader import Reader
 from .service import Service
+from .wire import frame_sender
 
+MAX_FOLLOWED = 256
+"""Answers that one socket may follow at a time, those that wait included."""
 MAX_UNREAD_BYTES = 4 * 2**20
+PROGRESS_S = 2.0
 TOO_BIG, POLICY = 1009, 1008
 CLOSE_S = 5
 """How long a client that is cut off may take to read what it was sent before."""
@@ -34,26 +55,31 @@ class ResponsesSocket:
         self._service = service
         self._websocket = websocket
         self._principal = principal_of(websocket.scope)
-        self._open: dict[str, Response] = {}
+        self._tokenizer = service.backend.tokenizer
+        self._entries = WeakKeyDictionary[Turn, Entry]()
+        self._followed: dict[Reader, anyio.Event] = {}
         self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
         self._has_replies = asyncio.Event()
         self._has_replied = asyncio.Event()
         self._has_replied.set()
         self._session = ResponsesSession(
-            service.model, service.backend.tokenizer, new_id=lambda: f"resp_{uuid4().hex}", clock=time
+            service.model, self._conversation, new_id=lambda: f"resp_{uuid4().hex}"
         )
 
     async def run(self) -> None:
-        """Serve the socket until either side closes it; what is then open is cancelled."""
+        """Serve the socket until either side closes it, and then what its lanes still have to do."""
         await self._websocket.accept()
-        async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._write_replies)
-            code = await self._read()
-            self._tasks.cancel_scope.cancel()
-        if code is not None:
-            with anyio.move_on_after(CLOSE_S):
-                await self._websocket.close(code)
+        self._put = frame_sender(self._websocket)
+        async with anyio.create_task_group() as self._turns:
+            async with anyio.create_task_group() as self._followers:
+                self._followers.start_soon(self._write_replies)
+                self._followers.start_soon(self._tell_progress)
+                code = await self._read()
+                self._followers.cancel_scope.cancel()
+            if code is not None:
+                with anyio.move_on_after(CLOSE_S):
+                    await self._websocket.close(code)
 
     async def _read(self) -> int | None:
         """Feeds the session until the client leaves (None), or must be cut off (a close code)."""
@@ -65,12 +91,110 @@ class ResponsesSocket:
             if len(frame) > self._service.max_frame_bytes:
                 return TOO_BIG
             for action in self._session.receive(frame):
-                if isinstance(action, bytes):
-                    self._reply(action)
-                else:
-                    self._start(action)
-            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self._perform(action)
+            if self._unread_bytes > MAX_UNREAD_BYTES or len(self._followed) > MAX_FOLLOWED:
                 return POLICY
+
+    def _perform(self, action: Action) -> None:
+        if isinstance(action, Open):
+            self._open(action.turn, action.waits)
+        elif isinstance(action, (Begin, Refuse)):
+            self._turns.start_soon(self._see_through, action)
+        elif isinstance(action, (Cancel, Resume)):
+            self._look_up(action)
+        elif isinstance(action, Grant):
+            self._grant(action)
+        else:
+            self._reply(action)
+
+    # Answers
+
+    def _open(self, turn: Turn, waits: bool) -> None:
+        entry = Entry(
+            turn.id,
+            self._principal,
+            turn.delivery.policy(FINISH),
+            facts=turn.create.facts(time()),
+        )
+        self._entries[turn] = self._service.registry.open(entry)
+        self._follow(Reader(entry, self._tokenizer, stream_id=turn.lane, delivery=turn.delivery, waits=waits))
+
+    def _look_up(self, action: Cancel | Resume) -> None:
+        """A cancelled answer that nobody here follows is acknowledged with its last frame."""
+        registry = self._service.registry
+        try:
+            if isinstance(action, Cancel):
+                entry = registry.cancel(self._principal, action.response_id)
+                if any(reader.entry is entry for reader in self._followed):
+                    return
+                reader = Reader(entry, self._tokenizer, stream_id=action.lane, after=TERMINAL_ONLY)
+            else:
+                entry = registry.find(self._principal, action.response_id)
+                entry.check_single()
+                reader = Reader(
+                    entry,
+                    self._tokenizer,
+                    stream_id=action.lane,
+                    after=action.after,
+                    delivery=action.delivery,
+                    waits=not entry.is_settled,
+                )
+            self._follow(reader)
+        except Refused as exc:
+            self._reply(exc.refusal.frame(action.lane))
+
+    def _grant(self, action: Grant) -> None:
+        for reader in self._followed:
+            is_named = reader.entry.id == action.response_id
+            if is_named or (action.response_id is None and reader.stream_id == action.lane):
+                reader.grant(action.credit)
+
+    def _follow(self, reader: Reader) -> None:
+        self._followed[reader] = anyio.Event()
+        self._followers.start_soon(self._send_frames, reader)
+
+    async def _send(self, frame: bytes) -> None:
+        try:
+            await self._put(frame)
+        except WebSocketDisconnect:
+            # The socket is closing; the reader sees it too and cancels this task.
+            await anyio.sleep_forever()
+
+    async def _send_frames(self, reader: Reader) -> None:
+        """What was due before comes before: a turn's own frames follow the replies to earlier requests."""
+        try:
+            with self._service.registry.reading(reader.entry):
+                await self._has_replied.wait()
+                async with aclosing(reader.frames()) as batches:
+                    async for batch in batches:
+                        for frame in batch:
+                            await self._send(frame)
+        except Refused as exc:
+            await self._send(exc.refusal.frame(reader.stream_id))
+        finally:
+            self._followed.pop(reader).set()
+
+    async def _see_through(self, begin: Begin | Refuse) -> None:
+        """A turn, from the engine's door until its last frame is sent, or nobody is there to send it to."""
+        turn, registry = begin.turn, self._service.registry
+        entry = self._entries[turn]
+        with self._service.answering():
+            if not entry.is_over and isinstance(begin, Refuse):
+                registry.refuse(entry, begin.why)
+            elif not entry.is_over and isinstance(begin, Begin):
+                entry.history = turn.history
+                with suppress(Exception):  # its readers are told
+                    await registry.begin(entry, [begin.generate])
+            await entry.over()
+            for sent in [sent for reader, sent in self._followed.items() if reader.entry is entry]:
+                await sent.wait()
+        for action in self._session.ended(turn, refused=entry.refused is not None):
+            self._perform(action)
+
+    def _conversation(self, response_id: str) -> tuple[Message, ...]:
+        return conversation(self._service.registry, self._principal, response_id, self._tokenizer)
+
+    # Sending
 
     def _reply(self, frame: bytes) -> None:
         self._replies.append(frame)
@@ -88,46 +212,11 @@ class ResponsesSocket:
             self._has_replies.clear()
             self._has_replied.set()
 
-    def _start(self, action: Begin | Stop) -> None:
-        if isinstance(action, Begin):
-            self._tasks.start_soon(self._run_turn, action)
-        elif action.turn.id in self._open:
-            self._open[action.turn.id].cancel()
-
-    async def _run_turn(self, begin: Begin) -> None:
-        turn = begin.turn
-        with self._service.answering():
-            try:
-                response = await self._service.submit(begin.generate, self._principal, turn.id)
-            except Exception as exc:
-                await self._perform(self._session.refused(turn, refusal(exc)))
-                return
-            self._open[turn.id] = response
-            try:
-                await self._follow(turn, response)
-            finally:
-                response.cancel()
-                del self._open[turn.id]
-
-    async def _follow(self, turn: Turn, response: Response) -> None:
-        if turn.is_cancelled:  # while it was being tokenised
-            response.cancel()
-        await self._perform(self._session.began(turn))
-        async for event in response.events():
-            await self._perform(self._session.feed(turn, event))
-
-    async def _perform(self, actions: Iterable[Action]) -> None:
-        """What a turn does comes after the replies that were due before it, such as its own `response.queued`."""
-        await self._has_replied.wait()
-        for action in actions:
-            if isinstance(action, bytes):
-                await self._send(action)
-            else:
-                self._start(action)
-
-    async def _send(self, frame: bytes) -> None:
-        try:
-            await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
-        except (WebSocketDisconnect, RuntimeError):
-            # The socket is closing; the reader sees it too and cancels this task.
-            await anyio.sleep_forever()
+    async def _tell_progress(self) -> None:
+        """A page sees no pings: whoever waits for a first token is told every other second that it comes."""
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            for reader in list(self._followed):
+                frame = reader.still()
+                if frame is not None:
+                    await self._send(frame)

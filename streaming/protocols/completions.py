@@ -21,6 +21,7 @@ DEFAULT_MAX_TOKENS = 16
 FIELDS: Table = {
     **SAMPLING,
     **SCHEDULING,
+    "jitney": HONOURED,
     "prompt": HONOURED,
     "model": HONOURED,
     "stream": HONOURED,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from ...runtime.backend import Message
 from ...runtime.errors import InvalidField
 from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Refused, Table, check_model, honoured, typed
 from .generate import SAMPLING, SCHEDULING, Envelope, Generate, sampling
 from .messages import input_messages
+from .responses import Facts
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
@@ -16,8 +21,6 @@ ENCRYPTED_REASONING = "reasoning.encrypted_content"
 FIELDS: Table = {
     **SAMPLING,
     **SCHEDULING,
-    "type": HONOURED,
-    "stream_id": HONOURED,
     "input": HONOURED,
     "instructions": HONOURED,
     "model": HONOURED,
@@ -28,17 +31,15 @@ FIELDS: Table = {
     "top_logprobs": HONOURED,
     "chat_template_kwargs": HONOURED,
     "stream_options": HONOURED,
-    "generate": Harmless((True,)),
-    "stream": HARMLESS,
+    "jitney": HONOURED,
+    "reasoning": HONOURED,
     "store": HARMLESS,
-    "background": Harmless((False,)),
     "safety_identifier": HARMLESS,
     "prompt_cache_key": HARMLESS,
     "prompt_cache_retention": HARMLESS,
     "service_tier": Harmless(("auto", "default")),
     "truncation": Harmless(("disabled",)),
     "text": Harmless(({}, {"format": {"type": "text"}})),
-    "reasoning": Harmless(({}, {"effort": "none"})),
     "tools": Harmless(([],)),
     "tool_choice": Harmless(("auto", "none")),
     "parallel_tool_calls": HARMLESS,
@@ -52,8 +53,33 @@ FIELDS: Table = {
     "prompt": Refused("use input and instructions"),
     "prompt_cache_options": REFUSED,
 }
+"""Of both transports."""
+
+SOCKET_FIELDS: Table = {
+    **FIELDS,
+    "type": HONOURED,
+    "stream_id": HONOURED,
+    "generate": HONOURED,
+    "stream": HARMLESS,
+    "background": HARMLESS,
+}
+"""Of a `response.create` frame. A socket always streams; clients of the HTTP route say so here too."""
+
+HTTP_FIELDS: Table = {
+    **FIELDS,
+    "stream": HONOURED,
+    "background": HONOURED,
+    "stream_id": Refused("lanes belong to the WebSocket of the same path"),
+    "generate": Refused("warm-ups belong to the WebSocket of the same path"),
+}
 
 STREAM_OPTIONS: Table = {"include_obfuscation": Harmless((False,))}
+REASONING: Table = {
+    "effort": Harmless(("none",)),
+    "summary": Harmless(("auto",)),
+    "generate_summary": Harmless(("auto",)),
+}
+"""`none` switches reasoning off in templates that can. A summary is never made: reasoning is shown whole."""
 
 _NAMES = {"max_output_tokens": "max_tokens", "top_logprobs": "logprobs"}
 
@@ -61,7 +87,6 @@ _NAMES = {"max_output_tokens": "max_tokens", "top_logprobs": "logprobs"}
 class ResponseRequest(Envelope, kw_only=True):
     """The honoured fields of a `response.create`, beside its sampling."""
 
-    stream: bool = True
     input: str | list[Any] = []
     instructions: str | None = None
     max_output_tokens: int | None = None
@@ -71,27 +96,57 @@ class ResponseRequest(Envelope, kw_only=True):
     previous_response_id: str | None = None
     metadata: dict[str, str] | None = None
     include: list[str] = []
+    reasoning: dict[str, Any] | None = None
+    background: bool = False
+    is_generated: bool = msgspec.field(name="generate", default=True)
 
 
 class Create:
-    """One checked `response.create`. `messages` are its own, without those of the response that it continues."""
+    """One checked `response.create`, of either transport. `messages` are its own, without those of the response that
+    it continues."""
 
-    def __init__(self, body: dict[str, Any], served_model: str) -> None:
-        fields = honoured(body, FIELDS)
-        self.request = typed(fields, ResponseRequest)
-        honoured(self.request.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
-        check_model(self.request.model, served_model)
-        self.messages = input_messages(self.request.input)
-        if not self.messages and self.request.previous_response_id is None:
-            raise InvalidField("input", "text, or at least one message", self.request.input)
+    def __init__(self, body: dict[str, Any], served_model: str, table: Table) -> None:
+        fields = honoured(body, table)
+        self.request = request = typed(fields, ResponseRequest)
+        honoured(request.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
+        honoured(request.reasoning or {}, REASONING, at="reasoning.")
+        check_model(request.model, served_model)
+        self.model = served_model
+        self.messages = input_messages(request.input)
+        if not self.messages and request.previous_response_id is None:
+            if request.is_generated or not request.instructions:
+                raise InvalidField("input", "text, or at least one message", request.input)
         self.params = sampling(fields, _NAMES, **self._logprobs())
 
-    def generate(self, history: list[Message]) -> Generate:
+    def command(self, history: Sequence[Message]) -> Generate:
         """`history` is the conversation so far, this request's messages included."""
-        instructions = self.request.instructions
-        system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
+        request = self.request
+        system: list[Message] = [{"role": "system", "content": request.instructions}]
+        messages = [*(system if request.instructions else ()), *history]
         spelled = {"prompt": "input", "max_tokens": "max_output_tokens"}
-        return self.request.generate(system + history, self.params, spelled)
+        command = request.generate(messages, self.params, spelled)
+        options = command.template_options
+        if request.reasoning and request.reasoning.get("effort") == "none":
+            options = {"enable_thinking": False, **(options or {})}
+        return replace(
+            command, params=self.params, template_options=options, warm_up=not request.is_generated
+        )
+
+    def facts(self, created_at: float) -> Facts:
+        """What its response object says of it."""
+        request = self.request
+        return Facts(
+            model=self.model,
+            created_at=created_at,
+            instructions=request.instructions,
+            metadata=request.metadata or {},
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_output_tokens=request.max_output_tokens,
+            previous_response_id=request.previous_response_id,
+            background=request.background,
+            is_warm_up=not request.is_generated,
+        )
 
     def _logprobs(self) -> dict[str, Any]:
         include = self.request.include

@@ -9,6 +9,7 @@ import msgspec
 
 from ...runtime.backend import Tokenizer
 from ...runtime.batch import TokenLogprobs
+from ...runtime.errors import RequestError
 from ...runtime.events import Event, Usage
 from .errors import Refusal, failure
 from .generate import Envelope, Generate
@@ -66,6 +67,9 @@ class Exchange(ABC):
         self.is_stream = envelope.stream
         self.generates = generates
         self.n = generates[0].params.n
+        self.delivery = envelope.delivery()
+        if self.delivery.credit is not None:
+            raise RequestError("jitney.credit: belongs to the WebSocket", field="jitney.credit")
         self._include_usage = envelope.include_usage()
         self._usage = Usage()
         self._failure: Refusal | None = None

@@ -11,6 +11,7 @@ import msgspec
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.intake import Prompt
 from ...runtime.params import SamplingParams
+from .delivery import Delivery, delivery
 from .fields import HONOURED, Harmless, Honoured, Table, honoured, typed
 
 SAMPLING: dict[str, Honoured] = dict.fromkeys(
@@ -57,6 +58,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     template_options: dict[str, Any] | None = None
     add_bos: bool = True
+    warm_up: bool = False
     spelled: dict[str, str] = {}
     """What the client calls the fields that the engine may name in an error."""
 
@@ -65,7 +67,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
         return {field: getattr(self, field) for field in _OPTIONS}
 
 
-_OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options", "add_bos")
+_OPTIONS = ("priority", "deadline_s", "user", "cache_salt", "template_options", "add_bos", "warm_up")
 
 
 WHOLE = 2**31 - 1
@@ -83,19 +85,29 @@ class Envelope(msgspec.Struct, kw_only=True):
     deadline_ms: float | None = None
     cache_salt: str = ""
     chat_template_kwargs: dict[str, Any] | None = None
+    jitney: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.deadline_ms is not None and not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
             raise InvalidField("deadline_ms", "a positive number of milliseconds", self.deadline_ms)
+        for field in ("deadline_ms", "priority"):
+            if getattr(self, field) and getattr(self.delivery(), field) is not None:
+                raise RequestError(f"jitney.{field}: {field} is set as well", field=f"jitney.{field}")
+
+    def delivery(self) -> Delivery:
+        """How the answer is to be delivered. Raises `RequestError` naming the field."""
+        return delivery(self.jitney)
 
     def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
         if not self.stream:
             params = msgspec.structs.replace(params, stream_interval=WHOLE)
+        wanted = self.delivery()
+        deadline_ms = self.deadline_ms or wanted.deadline_ms
         return Generate(
             prompt=prompt,
             params=params,
-            priority=self.priority,
-            deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000,
+            priority=self.priority or wanted.priority or 0,
+            deadline_s=None if deadline_ms is None else deadline_ms / 1000,
             user=self.user,
             cache_salt=self.cache_salt,
             template_options=self.chat_template_kwargs,

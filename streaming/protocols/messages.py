@@ -16,6 +16,7 @@ MESSAGE: Table = {
     "content": HONOURED,
     "tool_calls": Harmless(([],)),
     "annotations": Harmless(([],)),
+    "reasoning_content": HARMLESS,
     "name": REFUSED,
     "refusal": REFUSED,
     "audio": REFUSED,
@@ -33,6 +34,9 @@ ITEM: Table = {
     "phase": HARMLESS,
 }
 """A message item of the Responses API, input or output: clients send our own output items back."""
+REASONING_ITEM: Table = dict.fromkeys(
+    ("type", "id", "summary", "content", "encrypted_content", "status"), HARMLESS
+)
 ITEM_PART: Table = {
     "type": HONOURED,
     "text": HONOURED,
@@ -52,12 +56,19 @@ def input_messages(given: str | list[Any]) -> list[Message]:
     """The `input` of the Responses API: a user's text, or a list of message items."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    return [_item(item, f"input[{i}]") for i, item in enumerate(given)]
+    items = [_item(item, f"input[{i}]") for i, item in enumerate(given)]
+    return [message for message in items if message is not None]
 
 
-def _item(item: Any, at: str) -> Message:
+def _item(item: Any, at: str) -> Message | None:
+    """None for our own reasoning: templates show none of earlier turns."""
+    if isinstance(item, dict) and item.get("type") == "reasoning":
+        honoured(item, REASONING_ITEM, at=f"{at}.")
+        return None
     if isinstance(item, dict) and item.get("type", "message") != "message":
-        raise InvalidField(f"{at}.type", "'message'; other items are not supported", item["type"])
+        raise InvalidField(
+            f"{at}.type", "'message' or 'reasoning'; other items are not supported", item["type"]
+        )
     return _message(item, at, ITEM, ITEM_PART)
 
 

@@ -87,6 +87,12 @@ def splitter(tokenizer: Tokenizer, prompt: Sequence[int]) -> ReasoningSplitter:
     return ReasoningSplitter(markers, is_inside=tail.rstrip().endswith(markers[0]))
 
 
+def split_whole(splitter: ReasoningSplitter, text: str) -> Split:
+    """A whole answer's text."""
+    split, rest = splitter.push(text), splitter.flush()
+    return Split(split.reasoning + rest.reasoning, split.text + rest.text)
+
+
 def _overlap(text: str, marker: str) -> int:
     """Length of the longest end of `text` that begins `marker`."""
     longest = min(len(text), len(marker) - 1)

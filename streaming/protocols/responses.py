@@ -1,188 +1,281 @@
-"""The events of one response of OpenAI's Responses API, in their order."""
+"""The events of one response of OpenAI's Responses API, in their order, for one reader."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from ...runtime.backend import Tokenizer
-from ...runtime.events import Event, Usage
-from .create import Create
+from ...runtime.events import Event, Progress, Usage
+from .deltas import Delta
 from .errors import failure
+from .items import Kind, OutputItem
 from .logprobs import entries
+from .reasoning import ReasoningSplitter
+
+MAX_DELTA_CHARS = 2**15
+"""A merged delta grows no further than this."""
+TERMINAL_ONLY = 2**62
+"""As `after`: a reader who wants the last frame and no other."""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a response object says of its request. `created_at` is in Unix seconds."""
+
+    model: str
+    created_at: float
+    instructions: str | None = None
+    metadata: dict[str, str] = {}
+    temperature: float | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    previous_response_id: str | None = None
+    background: bool = False
+    is_warm_up: bool = False
 
 
 class ResponseEvents:
-    """Encodes one response. Sequence numbers follow the log's: an event of the log always gets the same ones, however
-    deltas were merged, so a reader may come back at any of them.
+    """Encodes one response for one reader: `queued` if it waits, `begin`, then `feed` with the whole log from its
+    first entry, in pieces as they come; what the reader has, up to number `after`, is left out.
 
-    Numbers: queued 0 (if it was), created, in_progress, item added, part added; a delta at log position s has
-    s + `PRELUDE`; what follows the last delta goes on from there.
+    Sequence numbers follow the log's and nothing else, however its entries come and however deltas are merged, so a
+    reader may come back at any of them. Queued is 0, created 1, in progress 2, the first item and its part 3 and 4,
+    and a delta at log position s has s + `PRELUDE`. An item closes with three numbers of its own; where reasoning
+    ends, those and the next item's two move all that follow.
     """
 
     PRELUDE = 4
 
     def __init__(
-        self, response_id: str, create: Create, *, model: str, created_at: float, stream_id: str | None
+        self,
+        response_id: str,
+        facts: Facts,
+        tokenizer: Tokenizer,
+        *,
+        stream_id: str | None = None,
+        after: int = -1,
     ) -> None:
         self.id = response_id
-        self._texts: list[str] = []
+        self.num_deltas = self.num_merged = 0
+        self.reached = -1
+        """The highest number that anything has, left out or not."""
         self.is_done = False
-        self._request = create.request
-        self._model = model
-        self._created_at = created_at
-        self._stream_id = stream_id
-        self._item_id = f"msg_{response_id.removeprefix('resp_')}"
-        self._logprobs: list[dict[str, Any]] = []
-        self._has_item = False
-        self._output: list[dict[str, Any]] = []
+        self._facts = facts
+        self._tokenizer = tokenizer
+        self._lane = {} if stream_id is None else {"stream_id": stream_id}
+        self._after = after
+        self._splitter = ReasoningSplitter(None)
+        self._items: list[OutputItem] = []
+        self._shift = self.PRELUDE
+        self._undecided_tokens = self._reasoning_tokens = 0
+        self._matched: str | int | None = None
+        self._state: dict[str, Any] = {"status": "queued"}
+        self._frames: list[bytes] = []
+        self._delta: Delta | None = None
 
-    @property
-    def text(self) -> str:
-        """All of it so far."""
-        return "".join(self._texts)
+    def queued(self) -> list[bytes]:
+        self._say("response.queued", 0, response=self.response())
+        return self._drained()
 
-    def queued(self) -> bytes:
-        return self._frame("response.queued", 0, response=self._response("queued"))
+    def begin(self, splitter: ReasoningSplitter) -> list[bytes]:
+        """The engine has accepted it."""
+        self._splitter = splitter
+        self._state = {"status": "in_progress"}
+        self._say("response.created", 1, response=self.response())
+        self._say("response.in_progress", 2, response=self.response())
+        return self._drained()
 
-    def created(self) -> list[bytes]:
-        return [
-            self._frame("response.created", 1, response=self._response("in_progress")),
-            self._frame("response.in_progress", 2, response=self._response("in_progress")),
-        ]
+    def still(self, progress: Progress) -> bytes:
+        """`response.in_progress` once more, with its number: nothing has happened since but progress."""
+        self._state = {"status": "queued" if progress.queue_position else "in_progress"}
+        return self._frame("response.in_progress", 2, response=self.response(), jitney=progress)
 
-    def feed(self, event: Event, tokenizer: Tokenizer) -> list[bytes]:
-        """The frames of a log entry."""
-        if event.kind == "done":
-            left_open = self._has_item and not self._output
-            closing = self._close_item(self.PRELUDE + event.seq - 1, "incomplete") if left_open else []
-            return [*closing, self.terminal(event)]
-        frames = self._open_item() if not self._has_item and event.kind in ("delta", "finish") else []
-        logprobs = entries(event.logprobs, tokenizer) if event.logprobs else []
-        if event.text or logprobs:
-            self._texts.append(event.text)
-            self._logprobs += logprobs
-            frames.append(self._delta(self.PRELUDE + event.seq, event.text, logprobs))
-        if event.kind == "finish":
-            whole = event.finish_reason in ("stop_token", "stop_string")
-            frames += self._close_item(self.PRELUDE + event.seq, "completed" if whole else "incomplete")
-        return frames
+    def feed(self, events: Sequence[Event]) -> list[bytes]:
+        """The frames of log entries. Neighbouring deltas become one, with the highest of their numbers."""
+        for event in events:
+            if event.kind == "done":
+                self._finish(event)
+            elif event.kind != "prompt":
+                self._take(event)
+        return self._drained()
 
-    def terminal(self, event: Event) -> bytes:
-        """The last frame. `event` is the response's `done`, or one made up for a response that never ran."""
-        self.is_done = True
-        reason, refused = event.finish_reason, failure(event)
-        facts: dict[str, Any] = {"usage": _usage(event.usage or Usage()), "jitney": _extras(event)}
-        if reason == "length":
-            name, status = "response.incomplete", "incomplete"
-            facts["incomplete_details"] = {"reason": "max_output_tokens"}
-        elif reason in ("cancelled", "deadline"):
-            name, status = "response.incomplete", "cancelled" if reason == "cancelled" else "incomplete"
-            facts["incomplete_details"] = {"reason": reason}
-        elif refused is not None:
-            name, status = "response.failed", "failed"
-            facts["error"] = {"code": "server_error", "message": refused.message}
-        else:
-            name, status = "response.completed", "completed"
-            facts["completed_at"] = self._created_at + ((event.times and event.times.total_s) or 0.0)
-        return self._frame(name, self.PRELUDE + event.seq + 3, response=self._response(status, **facts))
-
-    def _open_item(self) -> list[bytes]:
-        self._has_item = True
-        item = self._item("in_progress", [])
-        return [
-            self._frame("response.output_item.added", 3, output_index=0, item=item),
-            self._frame("response.content_part.added", 4, part=_part("", []), **self._place()),
-        ]
-
-    def _close_item(self, number: int, status: str) -> list[bytes]:
-        text = self.text
-        part = _part(text, self._logprobs)
-        self._output = [self._item(status, [part])]
-        done = {"text": text, "logprobs": self._logprobs, **self._place()}
-        return [
-            self._frame("response.output_text.done", number + 1, **done),
-            self._frame("response.content_part.done", number + 2, part=part, **self._place()),
-            self._frame("response.output_item.done", number + 3, output_index=0, item=self._output[0]),
-        ]
-
-    def _delta(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bytes:
-        lane = msgspec.UNSET if self._stream_id is None else self._stream_id
-        return _ENCODER.encode(_Delta(number, lane, self._item_id, text, logprobs))
-
-    def _frame(self, kind: str, number: int, **fields: Any) -> bytes:
-        lane = {} if self._stream_id is None else {"stream_id": self._stream_id}
-        return msgspec.json.encode({"type": kind, "sequence_number": number, **lane, **fields})
-
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
-
-    def _response(self, status: str, **facts: Any) -> dict[str, Any]:
-        request = self._request
+    def response(self) -> dict[str, Any]:
+        """The response object as it is now."""
+        facts = self._facts
         return {
             "id": self.id,
             "object": "response",
-            "created_at": self._created_at,
-            "status": status,
-            "model": self._model,
-            "output": self._output,
+            "created_at": facts.created_at,
+            "model": facts.model,
+            "output": [item.whole() for item in self._items if item.status != "in_progress"],
             "parallel_tool_calls": True,
             "tool_choice": "auto",
             "tools": [],
             "error": None,
             "incomplete_details": None,
-            "instructions": request.instructions,
-            "metadata": request.metadata or {},
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "max_output_tokens": request.max_output_tokens,
-            "previous_response_id": request.previous_response_id,
+            "instructions": facts.instructions,
+            "metadata": facts.metadata,
+            "temperature": facts.temperature,
+            "top_p": facts.top_p,
+            "max_output_tokens": facts.max_output_tokens,
+            "previous_response_id": facts.previous_response_id,
             "truncation": "disabled",
             "text": {"format": {"type": "text"}},
+            "background": facts.background,
             "usage": None,
-            **facts,
+            **self._state,
         }
 
+    @property
+    def text(self) -> str:
+        """The answer so far, without reasoning."""
+        return "".join(item.text for item in self._items if item.kind == "message")
 
-class _Delta(msgspec.Struct, frozen=True, tag_field="type", tag="response.output_text.delta"):
-    """The frame of which there are many: a struct encodes several times faster than a dict is built."""
+    # Entries of the log
 
-    sequence_number: int
-    stream_id: str | msgspec.UnsetType
-    item_id: str
-    delta: str
-    logprobs: list[dict[str, Any]]
-    output_index: int = 0
-    content_index: int = 0
+    def _take(self, event: Event) -> None:
+        number = event.seq + self._shift
+        reasoning, text = self._splitter.push(event.text)
+        self._count(event)
+        if event.kind == "finish":
+            rest = self._splitter.flush()
+            reasoning, text = reasoning + rest.reasoning, text + rest.text
+        self._write("reasoning", number, reasoning, ())
+        self._write("message", number, text, event.logprobs or ())
+        if event.kind == "finish" and not self._facts.is_warm_up:
+            self._end(event)
 
+    def _end(self, event: Event) -> None:
+        """The choice is over: its item closes, be it empty."""
+        self._matched = event.matched
+        number = event.seq + self._shift
+        if not self._items:
+            self._open("message", number)
+        whole = event.finish_reason in ("stop_token", "stop_string")
+        self._close(number, "completed" if whole else "incomplete")
 
-_ENCODER = msgspec.json.Encoder()
+    def _finish(self, event: Event) -> None:
+        if self._items and self._items[-1].status == "in_progress":
+            self._close(event.seq + self._shift - 1, "incomplete")
+        name, self._state = self._ending(event)
+        number = event.seq + self._shift + 3
+        if self._after == TERMINAL_ONLY:
+            self._after = number - 1
+        self._say(name, number, response=self.response())
+        self.is_done = True
 
+    def _ending(self, event: Event) -> tuple[str, dict[str, Any]]:
+        reason, refused = event.finish_reason, failure(event)
+        facts: dict[str, Any] = {
+            "usage": self._usage(event.usage or Usage()),
+            "jitney": {
+                "finish_reason": reason,
+                "matched": self._matched,
+                "times": event.times,
+                "merged_deltas": self.num_merged,
+            },
+        }
+        if self._facts.is_warm_up and reason == "length":
+            return "response.completed", {"status": "completed", **facts}
+        if reason == "length":
+            facts["incomplete_details"] = {"reason": "max_output_tokens"}
+            return "response.incomplete", {"status": "incomplete", **facts}
+        if reason in ("cancelled", "deadline"):
+            facts["incomplete_details"] = {"reason": reason}
+            status = "cancelled" if reason == "cancelled" else "incomplete"
+            return "response.incomplete", {"status": status, **facts}
+        if refused is not None:
+            facts["error"] = {"code": "server_error", "message": refused.message}
+            return "response.failed", {"status": "failed", **facts}
+        total_s = (event.times and event.times.total_s) or 0.0
+        return "response.completed", {
+            "status": "completed",
+            **facts,
+            "completed_at": self._facts.created_at + total_s,
+        }
 
-def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def _count(self, event: Event) -> None:
+        """Which of its tokens are reasoning."""
+        if self._splitter.state == "undecided":
+            self._undecided_tokens += len(event.token_ids)
+        elif self._splitter.state == "reasoning" or (self._items and self._items[-1].kind == "reasoning"):
+            self._reasoning_tokens += self._undecided_tokens + len(event.token_ids)
+            self._undecided_tokens = 0
 
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+    # Items
 
+    def _write(self, kind: Kind, number: int, text: str, logprobs: Sequence[Any]) -> None:
+        if not text and not (logprobs and self._splitter.state == "text" and kind == "message"):
+            return
+        if not self._items or self._items[-1].kind != kind:
+            if self._items:
+                self._close(number, "completed")
+                number += 4
+                self._shift += 6
+            self._open(kind, number)
+            number += 2 if len(self._items) > 1 else 0
+        item = self._items[-1]
+        scores = entries(logprobs, self._tokenizer) if logprobs else []
+        item.texts.append(text)
+        item.logprobs += scores
+        self._add(item, number, text, scores)
 
-def _extras(event: Event) -> dict[str, Any]:
-    """What this server adds to a finished response, under its own name."""
-    return {"finish_reason": event.finish_reason, "times": event.times}
+    def _open(self, kind: Kind, number: int) -> None:
+        """The first item has numbers 3 and 4, a further one `number` and the one after."""
+        number = number if self._items else 3
+        item = OutputItem(kind, self.id, len(self._items))
+        self._items.append(item)
+        self._say("response.output_item.added", number, output_index=item.index, item=item.opened())
+        self._say("response.content_part.added", number + 1, part=item.empty_part(), **item.place)
+
+    def _close(self, number: int, status: str) -> None:
+        item = self._items[-1]
+        item.status = status
+        self._say(f"{item.text_event}.done", number + 1, **item.spoken())
+        self._say("response.content_part.done", number + 2, part=item.part(), **item.place)
+        self._say("response.output_item.done", number + 3, output_index=item.index, item=item.whole())
+
+    # Frames
+
+    def _add(self, item: OutputItem, number: int, text: str, scores: list[dict[str, Any]]) -> None:
+        self.reached = number
+        if number <= self._after:
+            return
+        last = self._delta
+        if last is not None and last.item is item and last.num_chars + len(text) <= MAX_DELTA_CHARS:
+            last.extend(number, text, scores)
+            self.num_merged += 1
+            return
+        self._put_delta()
+        self._delta = Delta(item, number, text, scores)
+
+    def _put_delta(self) -> None:
+        if self._delta is not None:
+            self._frames.append(self._delta.frame(self._lane.get("stream_id")))
+            self._delta = None
+            self.num_deltas += 1
+
+    def _say(self, kind: str, number: int, **fields: Any) -> None:
+        self.reached = number
+        if number > self._after:
+            self._put_delta()
+            self._frames.append(self._frame(kind, number, **fields))
+
+    def _frame(self, kind: str, number: int, **fields: Any) -> bytes:
+        return msgspec.json.encode({"type": kind, "sequence_number": number, **self._lane, **fields})
+
+    def _drained(self) -> list[bytes]:
+        self._put_delta()
+        frames, self._frames = self._frames, []
+        return frames

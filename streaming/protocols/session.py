@@ -1,8 +1,10 @@
-"""`WS /v1/responses`: one connection, as a machine that takes frames and events and gives actions.
+"""`WS /v1/responses`: one connection, as a machine that takes frames and gives actions.
 
 A lane (`stream_id`) runs its turns one after another; lanes run beside each other, up to `MAX_IN_FLIGHT` turns of the
-connection, and what is more waits. The caller performs the actions in their order: it sends bytes, submits turns, and
-stops turns. For each `Begin` it then calls `began`, and `feed` with every event; or `refused`, once.
+connection, and what is more waits. The caller performs the actions in their order. A turn is first opened: from then
+on its answer exists, is followed, and can be cancelled. When it has been told to begin and is over, and its last frame
+is sent, the caller says so with `ended`, and whether it was refused. Lanes go on when the client is gone: what was
+asked for and may outlive the socket still has its turn.
 """
 
 from __future__ import annotations
@@ -14,33 +16,41 @@ from typing import Any
 
 import msgspec
 
-from ...runtime.backend import Message, Tokenizer
+from ...runtime.backend import Message
 from ...runtime.errors import InvalidField, QueueFull, RequestError
-from ...runtime.events import Event
-from .create import Create
+from .create import SOCKET_FIELDS, Create
+from .delivery import MAX_CREDIT, Delivery
 from .errors import Refusal, Refused, invalid, refusal
 from .fields import HARMLESS, HONOURED, Table, honoured, parse
 from .generate import Generate
-from .responses import ResponseEvents
 
 MAX_IN_FLIGHT = 16
 MAX_WAITING = 64
 MAX_LANES = 32
-MAX_CACHED = 64
+MAX_REMEMBERED = 64
 LANE = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+
+Conversation = Callable[[str], tuple[Message, ...]]
+"""What was said up to the end of a response. Raises `Refused` where it cannot be continued."""
 
 
 class Turn:
-    """One response of the connection, from its `response.create` to its terminal frame."""
+    """One response of the connection, from its `response.create` to its last frame."""
 
-    def __init__(self, create: Create, lane: str | None, events: ResponseEvents) -> None:
+    def __init__(self, turn_id: str, create: Create, lane: str | None) -> None:
+        self.id = turn_id
         self.create = create
         self.lane = lane
-        self.events = events
-        self.id = events.id
-        self.history: list[Message] = []
+        self.delivery = create.request.delivery()
+        self.history: tuple[Message, ...] = ()
         self.is_begun = False
-        self.is_cancelled = False
+
+
+class Open(msgspec.Struct, frozen=True):
+    """The turn exists: register it and send what becomes of it. `waits`: `response.queued` first."""
+
+    turn: Turn
+    waits: bool
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -50,37 +60,48 @@ class Begin(msgspec.Struct, frozen=True):
     generate: Generate
 
 
-class Stop(msgspec.Struct, frozen=True):
-    """Cancel this turn; its terminal frame follows from the engine's events."""
+class Refuse(msgspec.Struct, frozen=True):
+    """The turn will not begin: its readers are to hear why."""
 
     turn: Turn
+    why: Refusal
 
 
-Action = bytes | Begin | Stop
+class Cancel(msgspec.Struct, frozen=True):
+    """Cancel a response, of this connection or of another of the same principal; its last frame is the answer."""
 
-
-class Cached(msgspec.Struct, frozen=True):
-    """A response that a later one may continue."""
-
+    response_id: str
     lane: str | None
-    messages: tuple[Message, ...]
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Send a response's events after `after`, then live ones, on this lane."""
+
+    response_id: str
+    after: int
+    lane: str | None
+    delivery: Delivery
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """The client can take so many more deltas of a response, or of what runs on a lane."""
+
+    response_id: str | None
+    lane: str | None
+    credit: int
+
+
+Action = bytes | Open | Begin | Refuse | Cancel | Resume | Grant
 
 
 class ResponsesSession:
-    def __init__(
-        self,
-        served_model: str,
-        tokenizer: Tokenizer,
-        *,
-        new_id: Callable[[], str],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, served_model: str, conversation: Conversation, *, new_id: Callable[[], str]) -> None:
         self._served_model = served_model
-        self._tokenizer = tokenizer
+        self._conversation = conversation
         self._new_id = new_id
-        self._clock = clock
         self._lanes: dict[str | None, deque[Turn]] = {None: deque()}
-        self._cache: OrderedDict[str, Cached] = OrderedDict()
+        self._evicted: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, str | None] = OrderedDict()
         self._num_in_flight = 0
 
     def receive(self, frame: bytes | str) -> list[Action]:
@@ -88,130 +109,149 @@ class ResponsesSession:
         lane = None
         try:
             body = parse(frame)
-            lane = self._lane(body)
+            lane = _lane(body)
             kind = body.get("type")
-            if kind == "response.create":
-                return self._create(body, lane)
-            if kind == "response.cancel":
-                return self._cancel(body, lane)
-            if kind == "response.steer":
-                return [_no_steering(body)]
-            expected = "'response.create', 'response.cancel' or 'response.steer'"
-            raise InvalidField("type", expected, kind)
+            handle = _HANDLERS.get(kind) if isinstance(kind, str) else None
+            if handle is None:
+                raise InvalidField("type", ", ".join(map(repr, _HANDLERS)), kind)
+            return handle(self, body, lane)
         except (RequestError, QueueFull) as exc:
             return [refusal(exc).frame(lane)]
 
-    def began(self, turn: Turn) -> list[Action]:
-        """The engine accepted the turn."""
-        return [*turn.events.created()]
-
-    def refused(self, turn: Turn, why: Refusal) -> list[Action]:
-        """The engine refused the turn, or it could not be submitted."""
-        parent = turn.create.request.previous_response_id or ""
-        if parent in self._cache and self._cache[parent].lane == turn.lane:
-            del self._cache[parent]
-        return [why.frame(turn.lane), *self._end(turn)]
-
-    def feed(self, turn: Turn, event: Event) -> list[Action]:
-        """An event of a turn that began."""
-        frames: list[Action] = [*turn.events.feed(event, self._tokenizer)]
-        if not turn.events.is_done:
-            return frames
-        if event.error is None and event.finish_reason != "error":
-            self._keep(turn)
-        return frames + self._end(turn)
-
-    def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
-        if lane not in self._lanes and len(self._lanes) > MAX_LANES:
-            message = f"stream_id: a connection has at most {MAX_LANES} named lanes"
-            raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
-        create = Create(body, self._served_model)
-        if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:
-            raise QueueFull(f"{MAX_WAITING} responses wait on this connection; wait for some to end")
-        events = ResponseEvents(
-            self._new_id(), create, model=self._served_model, created_at=self._clock(), stream_id=lane
-        )
-        turn = Turn(create, lane, events)
-        self._lanes.setdefault(lane, deque()).append(turn)
-        actions = list(self._begin_next())
-        return actions if turn.is_begun else [events.queued(), *actions]
-
-    def _begin_next(self) -> Iterator[Action]:
-        """Begin the first turn of each idle lane while there is room."""
-        for lane in list(self._lanes.values()):
-            while lane and not lane[0].is_begun and self._num_in_flight < MAX_IN_FLIGHT:
-                yield from self._begin(lane[0])
-
-    def _begin(self, turn: Turn) -> list[Action]:
+    def ended(self, turn: Turn, *, refused: bool = False) -> list[Action]:
+        """A turn that was begun is over, or was refused, and its last frame is sent."""
         parent = turn.create.request.previous_response_id
-        cached = self._cache.get(parent or "")
-        history = [*(cached.messages if cached else ()), *turn.create.messages]
-        generate = turn.create.generate(history)
-        turn.is_begun = True
-        turn.history = history
-        self._num_in_flight += 1
-        if parent is not None and cached is None:
-            message = f"previous_response_id: {parent[:80]!r} is not among this connection's recent responses"
-            missing = invalid(message, code="previous_response_not_found", param="previous_response_id")
-            return self.refused(turn, missing)
-        if parent is not None:
-            self._cache.move_to_end(parent)
-        return [Begin(turn, generate)]
-
-    def _end(self, turn: Turn) -> list[Action]:
+        if refused and parent is not None and parent in self._ended and self._ended[parent] == turn.lane:
+            _remember(self._evicted, parent, None)
+        if not refused:
+            _remember(self._ended, turn.id, turn.lane)
         self._lanes[turn.lane].popleft()
         self._num_in_flight -= 1
         return list(self._begin_next())
 
-    def _keep(self, turn: Turn) -> None:
-        answer: Message = {"role": "assistant", "content": turn.events.text}
-        self._cache[turn.id] = Cached(turn.lane, (*turn.history, answer))
-        if len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
+    def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        self._check_lane(lane)
+        create = Create(body, self._served_model, SOCKET_FIELDS)
+        if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} responses wait on this connection; wait for some to end")
+        turn = Turn(self._new_id(), create, lane)
+        self._lanes.setdefault(lane, deque()).append(turn)
+        actions = list(self._begin_next())
+        return [Open(turn, waits=not turn.is_begun), *actions]
+
+    def _begin_next(self) -> Iterator[Action]:
+        """Begin the first turn of each idle lane while there is room."""
+        for lane in list(self._lanes.values()):
+            if lane and not lane[0].is_begun and self._num_in_flight < MAX_IN_FLIGHT:
+                yield self._begin(lane[0])
+
+    def _begin(self, turn: Turn) -> Action:
+        turn.is_begun = True
+        self._num_in_flight += 1
+        try:
+            turn.history = (*self._parent(turn.create), *turn.create.messages)
+            return Begin(turn, turn.create.command(turn.history))
+        except RequestError as exc:
+            return Refuse(turn, refusal(exc))
+
+    def _parent(self, create: Create) -> tuple[Message, ...]:
+        parent = create.request.previous_response_id
+        if parent is None:
+            return ()
+        if parent in self._evicted:
+            raise Refused(not_found(parent))
+        return self._conversation(parent)
 
     def _cancel(self, body: dict[str, Any], lane: str | None) -> list[Action]:
-        """Stops the response named, else the first of the lane. One that has already ended needs no answer: its
-        terminal frame was it."""
+        """Cancels the response named, else the first of the lane."""
         honoured(body, _CANCEL)
-        asked = body.get("response_id")
-        if asked is not None and not isinstance(asked, str):
-            raise InvalidField("response_id", "a string", asked)
+        asked = _response_id(body)
         turns = [turn for turns in self._lanes.values() for turn in turns if turn.id == asked]
         if asked is None:
             turns = [*self._lanes.get(lane, ())][:1]
-        if turns:
-            return self._stop(turns[0])
-        if asked in self._cache or (asked is None and lane in self._lanes):
+            if lane not in self._lanes:
+                message = "stream_id: nothing has run on this lane"
+                raise Refused(invalid(message, code="response_not_found", param="stream_id", status=404))
+        for turn in turns:
+            if not turn.is_begun:
+                self._lanes[turn.lane].remove(turn)
+            return [Cancel(turn.id, turn.lane)]
+        if asked is None or asked in self._ended:  # its last frame was the answer
             return []
-        message = "no such response on this connection"
-        param = "stream_id" if asked is None else "response_id"
-        raise Refused(invalid(message, code="response_not_found", param=param, status=404))
+        return [Cancel(asked, lane)]
 
-    def _stop(self, turn: Turn) -> list[Action]:
-        turn.is_cancelled = True
-        if turn.is_begun:
-            return [Stop(turn)]
-        self._lanes[turn.lane].remove(turn)
-        return [turn.events.terminal(Event(turn.id, 0, "done", finish_reason="cancelled"))]
+    def _resume(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        fields = honoured(body, _RESUME)
+        after = fields.get("starting_after", -1)
+        if isinstance(after, bool) or not isinstance(after, int) or not -1 <= after < 2**53:
+            raise InvalidField("starting_after", "a sequence number", after)
+        self._check_lane(lane)
+        self._lanes.setdefault(lane, deque())
+        credit = fields.get("credit")
+        delivery = Delivery() if credit is None else Delivery(credit=_count("credit", credit))
+        return [Resume(_response_id(fields, is_required=True) or "", after, lane, delivery)]
 
-    def _lane(self, body: dict[str, Any]) -> str | None:
-        lane = body.get("stream_id")
-        if lane is None or (isinstance(lane, str) and LANE.fullmatch(lane)):
-            return lane
-        message = "stream_id: expected 1 to 256 letters, digits, '_', '-' or '.'"
-        raise Refused(invalid(message, code="invalid_stream_id", param="stream_id"))
+    def _grant(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        fields = honoured(body, _GRANT)
+        return [Grant(_response_id(fields), lane, _count("credit", fields.get("credit")))]
+
+    def _steer(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        error = {
+            "type": "invalid_request_error",
+            "code": "steering_not_supported",
+            "message": "a running response takes no further input here",
+        }
+        steer = {"previous_response_id": body.get("previous_response_id"), "input": body.get("input")}
+        failed = {"type": "response.steer.failed", "sequence_number": 0, "steer": steer, "error": error}
+        return [msgspec.json.encode(failed)]
+
+    def _check_lane(self, lane: str | None) -> None:
+        if lane not in self._lanes and len(self._lanes) > MAX_LANES:
+            message = f"stream_id: a connection has at most {MAX_LANES} named lanes"
+            raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
 
 
 _CANCEL: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
+_RESUME: Table = {**_CANCEL, "starting_after": HONOURED, "credit": HONOURED}
+_GRANT: Table = {**_CANCEL, "credit": HONOURED}
+
+_HANDLERS: dict[str, Callable[[ResponsesSession, dict[str, Any], str | None], list[Action]]] = {
+    "response.create": ResponsesSession._create,
+    "response.cancel": ResponsesSession._cancel,
+    "response.steer": ResponsesSession._steer,
+    "jitney:response.resume": ResponsesSession._resume,
+    "jitney:credit": ResponsesSession._grant,
+}
 
 
-def _no_steering(body: dict[str, Any]) -> bytes:
-    error = {
-        "type": "invalid_request_error",
-        "code": "steering_not_supported",
-        "message": "a running response takes no further input here",
-    }
-    steer = {"previous_response_id": body.get("previous_response_id"), "input": body.get("input")}
-    return msgspec.json.encode(
-        {"type": "response.steer.failed", "sequence_number": 0, "steer": steer, "error": error}
-    )
+def not_found(parent: str) -> Refusal:
+    """Of a response that cannot be continued."""
+    message = f"previous_response_id: {parent[:80]!r} is not among the recent responses that are over"
+    return invalid(message, code="previous_response_not_found", param="previous_response_id")
+
+
+def _lane(body: dict[str, Any]) -> str | None:
+    lane = body.get("stream_id")
+    if lane is None or (isinstance(lane, str) and LANE.fullmatch(lane)):
+        return lane
+    message = "stream_id: expected 1 to 256 letters, digits, '_', '-' or '.'"
+    raise Refused(invalid(message, code="invalid_stream_id", param="stream_id"))
+
+
+def _response_id(body: dict[str, Any], *, is_required: bool = False) -> str | None:
+    asked = body.get("response_id")
+    if (asked is None and is_required) or not isinstance(asked, str | None):
+        raise InvalidField("response_id", "a string", asked)
+    return asked
+
+
+def _count(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CREDIT:
+        raise InvalidField(field, f"an integer from 0 to {MAX_CREDIT}", value)
+    return value
+
+
+def _remember(known: OrderedDict[str, Any], key: str, value: Any) -> None:
+    known[key] = value
+    if len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)

@@ -87,7 +87,8 @@ async def test_refusals_are_the_engines_errors(serving: Any) -> None:
 
 async def test_a_lost_connection_ends_every_stream(serving: Any) -> None:
     async with serving() as served, Client(served.url) as client:
-        tasks = [asyncio.create_task(text_of(client, "slow")) for _ in range(20)]
+        leave = {"on_disconnect": "cancel"}
+        tasks = [asyncio.create_task(text_of(client, "slow", jitney=leave)) for _ in range(20)]
         await served.until(lambda stats: stats.running == 16)
         client._socket.transport.abort()
         results = await asyncio.gather(*tasks, return_exceptions=True)

@@ -171,7 +171,7 @@ async def test_mounted_under_a_prefix(serving: Any, serve_app: Any) -> None:
                 assert kinds[-1] == "response.completed"
             async with httpx.AsyncClient(base_url=f"{url}/llm") as client:
                 assert (await client.get("/live")).status_code == 200
-                assert (await client.get("/ready")).status_code == 401
+                assert (await client.get("/v1/models")).status_code == 401
 
 
 async def _until_terminal(connection: Any) -> Any:

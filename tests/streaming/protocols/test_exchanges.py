@@ -32,7 +32,7 @@ def completion(**fields: Any) -> Completion:
 
 
 def run(exchange: Exchange, *stories: list[Any]) -> bytes:
-    out = exchange.begin(Opened("x-1", 7, "m", ByteTokenizer()))
+    out = exchange.begin(Opened("x-1", 7, "m", ByteTokenizer(), ((97,),)))
     for which, events in enumerate(stories):
         for event in events:
             out += exchange.feed(which, event)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
+from openai.types.responses import response_create_params, responses_client_event_param
 
 from jitney.runtime.errors import RequestError
 from jitney.streaming.protocols import chat, completions, create
@@ -19,24 +19,31 @@ Body = dict[str, Any]
 
 def read_chat(body: Body) -> Any:
     exchange = chat.ChatCompletion(msgspec.json.encode(body), "m")
-    return exchange.generates, exchange.is_stream, exchange._include_usage
+    return exchange.generates, exchange.is_stream, exchange._include_usage, exchange.delivery
 
 
 def read_completion(body: Body) -> Any:
     exchange = completions.Completion(msgspec.json.encode(body), "m")
-    return exchange.generates, exchange.is_stream, exchange._include_usage, exchange._echo
+    echoed = exchange._echo, exchange.delivery
+    return exchange.generates, exchange.is_stream, exchange._include_usage, *echoed
 
 
-def read_create(body: Body) -> Any:
-    made = create.Create(body, "m")
-    fields = msgspec.structs.asdict(made.request)
-    return made.generate(made.messages), fields["previous_response_id"], fields["metadata"]
+def read_create(body: Body, table: Any = create.SOCKET_FIELDS) -> Any:
+    made = create.Create(body, "m", table)
+    request = made.request
+    flow = request.stream, request.delivery()
+    return made.command(made.messages), made.facts(0), flow
+
+
+def read_http_create(body: Body) -> Any:
+    return read_create(body, create.HTTP_FIELDS)
 
 
 ROUTES: dict[str, Any] = {
     "chat": (chat.FIELDS, read_chat, {"messages": [{"role": "user", "content": "hi"}]}),
     "completions": (completions.FIELDS, read_completion, {"prompt": "hi"}),
-    "responses": (create.FIELDS, read_create, {"input": "hi"}),
+    "responses socket": (create.SOCKET_FIELDS, read_create, {"input": "hi"}),
+    "responses": (create.HTTP_FIELDS, read_http_create, {"input": "hi"}),
 }
 
 VALUES: Body = {
@@ -77,6 +84,11 @@ VALUES: Body = {
     "metadata": {"k": "v"},
     "include": ["message.output_text.logprobs"],
     "echo": True,
+    "jitney": {"on_disconnect": "detach", "detach_ttl_s": 5},
+    "reasoning": {"effort": "none"},
+    "reasoning_effort": "none",
+    "generate": False,
+    "background": True,
 }
 """For each honoured field a value that changes the command."""
 
@@ -85,13 +97,21 @@ TOGETHER: dict[tuple[str, str], Body] = {
     ("chat", "top_logprobs"): {"logprobs": True, "top_logprobs": 3},
     ("completions", "logprobs"): {"logprobs": 3},
     ("responses", "top_logprobs"): {"top_logprobs": 3},
+    ("responses socket", "top_logprobs"): {"top_logprobs": 3},
     ("chat", "logprob_token_ids"): {"logprobs": True, "logprob_token_ids": [3]},
     ("completions", "logprob_token_ids"): {"logprobs": 1, "logprob_token_ids": [3]},
     ("responses", "logprob_token_ids"): {"top_logprobs": 1, "logprob_token_ids": [3]},
+    ("responses socket", "logprob_token_ids"): {"top_logprobs": 1, "logprob_token_ids": [3]},
     ("chat", "stream_options"): {"stream": True, "stream_options": {"include_usage": True}},
     ("completions", "stream_options"): {"stream": True, "stream_options": {"include_usage": True}},
 }
-SILENT = {"model", "type", "stream_id", ("responses", "stream_options")}
+SILENT = {
+    "model",
+    "type",
+    "stream_id",
+    ("responses", "stream_options"),
+    ("responses socket", "stream_options"),
+}
 """Honoured without changing the command: tested by name below or in the session's tests."""
 
 ALL = [(route, name) for route, (table, _, _) in ROUTES.items() for name in table]
@@ -170,6 +190,7 @@ def test_required_fields(route: str) -> None:
         ("chat", chat_create_params.CompletionCreateParamsBase),
         ("completions", completion_create_params.CompletionCreateParamsBase),
         ("responses", response_create_params.ResponseCreateParamsBase),
+        ("responses socket", responses_client_event_param.ResponseCreate),
     ],
 )
 def test_the_tables_know_every_field_that_the_sdk_sends(route: str, params: Any) -> None:

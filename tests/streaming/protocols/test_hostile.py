@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from jitney.runtime.errors import RequestError
-from jitney.runtime.testing import ByteTokenizer
 from jitney.streaming.protocols.chat import ChatCompletion
 from jitney.streaming.protocols.completions import Completion
+from jitney.streaming.protocols.create import HTTP_FIELDS, Create
 from jitney.streaming.protocols.errors import refusal
+from jitney.streaming.protocols.fields import parse
 from jitney.streaming.protocols.session import ResponsesSession
 
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "é"}]}]
@@ -31,6 +32,11 @@ SEEDS = [
     {"type": "response.create", "input": "x", "metadata": {"a": "b"}, "previous_response_id": "resp_1"},
     {"type": "response.cancel", "response_id": "resp_1"},
     {"type": "response.steer", "previous_response_id": "resp_1", "input": "x"},
+    {"type": "jitney:response.resume", "response_id": "resp_1", "starting_after": 3, "stream_id": "b"},
+    {"type": "jitney:credit", "response_id": "resp_1", "credit": 3},
+    {"input": "x", "stream": True, "jitney": {"on_disconnect": "detach", "detach_ttl_s": 3}},
+    {"type": "response.create", "input": "x", "generate": False, "jitney": {"credit": 3, "priority": 1}},
+    {"input": [{"type": "reasoning", "summary": []}, {"role": "user", "content": "x"}], "background": True},
 ]
 ODD = [
     None,
@@ -109,8 +115,13 @@ def frames(seed: int, count: int) -> Any:
         yield scramble(rng, raw) if rng.random() < 0.4 else raw
 
 
+def _create(raw: bytes, model: str) -> None:
+    made = Create(parse(raw), model, HTTP_FIELDS)
+    made.command(made.messages)
+
+
 def check(raw: bytes) -> None:
-    for protocol in (ChatCompletion, Completion):
+    for protocol in (ChatCompletion, Completion, _create):
         try:
             protocol(raw, "m")
         except RequestError as exc:
@@ -118,7 +129,7 @@ def check(raw: bytes) -> None:
             assert 400 <= refused.status < 500 and refused.message
             msgspec.json.decode(refused.body())
     ids = itertools.count()
-    session = ResponsesSession("m", ByteTokenizer(), new_id=lambda: f"resp_{next(ids)}", clock=lambda: 0.0)
+    session = ResponsesSession("m", lambda parent: (), new_id=lambda: f"resp_{next(ids)}")
     for action in session.receive(raw):
         if isinstance(action, bytes):
             frame = msgspec.json.decode(action)

@@ -1,4 +1,4 @@
-"""One Responses connection without a socket: frames and events in, actions out."""
+"""One Responses connection without a socket: frames in, actions out."""
 
 from __future__ import annotations
 
@@ -9,33 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from jitney.runtime.errors import EngineClosed, InvalidField, QueueFull
-from jitney.runtime.testing import ByteTokenizer
+from jitney.runtime.errors import InvalidField
 from jitney.streaming.protocols.create import Create
-from jitney.streaming.protocols.errors import refusal
+from jitney.streaming.protocols.errors import Refused
 from jitney.streaming.protocols.session import (
-    MAX_CACHED,
     MAX_IN_FLIGHT,
     MAX_LANES,
     MAX_WAITING,
     Begin,
+    Cancel,
+    Grant,
+    Open,
+    Refuse,
     ResponsesSession,
-    Stop,
+    Resume,
+    not_found,
 )
-
-GOLDEN = [
-    ("response.created", 1),
-    ("response.in_progress", 2),
-    ("response.output_item.added", 3),
-    ("response.content_part.added", 4),
-    ("response.output_text.delta", 5),
-    ("response.output_text.delta", 6),
-    ("response.output_text.delta", 7),
-    ("response.output_text.done", 8),
-    ("response.content_part.done", 9),
-    ("response.output_item.done", 10),
-    ("response.completed", 11),
-]
 
 
 class Desk:
@@ -43,12 +32,18 @@ class Desk:
 
     def __init__(self) -> None:
         ids = itertools.count(1)
-        self.session = ResponsesSession(
-            "m", ByteTokenizer(), new_id=lambda: f"resp_{next(ids)}", clock=lambda: 7.0
-        )
+        self.said: dict[str, tuple[Any, ...]] = {}
+        self.session = ResponsesSession("m", self.conversation, new_id=lambda: f"resp_{next(ids)}")
+        self.opened: list[Open] = []
         self.begun: list[Begin] = []
-        self.stopped: list[Any] = []
+        self.refused: list[Refuse] = []
+        self.other: list[Any] = []
         self.sent: list[Any] = []
+
+    def conversation(self, response_id: str) -> tuple[Any, ...]:
+        if response_id not in self.said:
+            raise Refused(not_found(response_id))
+        return self.said[response_id]
 
     def receive(self, **frame: Any) -> list[Any]:
         return self.take(self.session.receive(msgspec.json.encode(frame)))
@@ -60,130 +55,45 @@ class Desk:
         """Performs actions; gives the frames among them."""
         frames = []
         for action in actions:
-            if isinstance(action, Begin):
-                self.begun.append(action)
-            elif isinstance(action, Stop):
-                self.stopped.append(action.turn)
-            else:
+            if isinstance(action, bytes):
                 frames.append(msgspec.json.decode(action))
+            elif isinstance(action, Open):
+                self.opened.append(action)
+            elif isinstance(action, Begin):
+                self.begun.append(action)
+            elif isinstance(action, Refuse):
+                self.refused.append(action)
+            else:
+                self.other.append(action)
         self.sent += frames
         return frames
 
-    def play(self, begin: Begin, *events: Any) -> list[Any]:
-        frames = self.take(self.session.began(begin.turn))
-        for event in events:
-            frames += self.take(self.session.feed(begin.turn, event))
-        return frames
-
-    def answer(self, begin: Begin, story: Any, text: str = "yes") -> list[Any]:
-        s = story()
-        return self.play(begin, s.delta(text), s.finish(), s.done())
+    def end(self, begin: Any, answer: str = "yes", *, refused: bool = False) -> list[Any]:
+        turn = begin.turn
+        if not refused:
+            self.said[turn.id] = (*turn.history, {"role": "assistant", "content": answer})
+        return self.take(self.session.ended(turn, refused=refused))
 
 
-def test_the_events_of_a_text_answer(story: Any) -> None:
-    desk, s = Desk(), story()
-    assert desk.create(stream_id="a", metadata={"k": "v"}, temperature=0, stream=True) == []
-    frames = desk.play(desk.begun[0], s.delta("He"), s.delta("llo"), s.finish("stop_token", "!"), s.done())
-    assert [(frame["type"], frame["sequence_number"]) for frame in frames] == GOLDEN
-    assert {frame["stream_id"] for frame in frames} == {"a"}
-    created, item, part, deltas = frames[0], frames[2], frames[3], frames[4:7]
-    assert created["response"]["status"] == "in_progress" and created["response"]["output"] == []
-    assert item["item"] == {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "status": "in_progress",
-        "content": [],
-    }
-    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-    assert part.items() >= {**place, "part": empty}.items()
-    assert [delta["delta"] for delta in deltas] == ["He", "llo", "!"]
-    whole = {**empty, "text": "Hello!"}
-    assert frames[7]["text"] == "Hello!" and frames[8]["part"] == whole
-    done_item = {**item["item"], "status": "completed", "content": [whole]}
-    assert frames[9]["item"] == done_item
-    response = frames[10]["response"]
-    assert response["output"] == [done_item] and response["status"] == "completed"
-    assert response["usage"] == {
-        "input_tokens": 5,
-        "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
-        "output_tokens": 3,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": 8,
-    }
-    assert (response["id"], response["model"], response["metadata"]) == ("resp_1", "m", {"k": "v"})
-    assert response["completed_at"] == 7.5 and response["jitney"]["finish_reason"] == "stop_token"
-
-
-def test_sequence_numbers_do_not_depend_on_how_deltas_were_merged(story: Any) -> None:
-    numbers = []
-    for merged in (False, True):
-        desk, s = Desk(), story()
-        desk.create()
-        deltas = [s.delta("a"), s.delta("b")]
-        last = [s.finish("stop_token", "c"), s.done()]
-        if merged:
-            deltas = [msgspec.structs.replace(deltas[1], text="ab")]
-        frames = desk.play(desk.begun[0], *deltas, *last)
-        numbers.append([frame["sequence_number"] for frame in frames])
-        assert numbers[-1] == sorted(set(numbers[-1]))
-    assert set(numbers[1]) == set(numbers[0]) - {5}
-
-
-@pytest.mark.parametrize(
-    ("reason", "error", "kind", "status", "detail"),
-    [
-        ("length", None, "response.incomplete", "incomplete", "max_output_tokens"),
-        ("cancelled", None, "response.incomplete", "cancelled", "cancelled"),
-        ("deadline", None, "response.incomplete", "incomplete", "deadline"),
-        ("error", "boom", "response.failed", "failed", None),
-    ],
-)
-@pytest.mark.parametrize("has_text", [True, False])
-def test_other_endings(
-    story: Any, reason: Any, error: Any, kind: str, status: str, detail: Any, has_text: bool
-) -> None:
-    desk, s = Desk(), story()
-    desk.create()
-    deltas = [s.delta("half")] if has_text else []
-    frames = desk.play(desk.begun[0], *deltas, s.finish(reason), s.done(reason, error))
-    response = frames[-1]["response"]
-    assert (frames[-1]["type"], response["status"]) == (kind, status)
-    assert (response["incomplete_details"] or {"reason": None})["reason"] == detail
-    assert response["output"][0]["status"] == "incomplete"
-    assert response["output"][0]["content"][0]["text"] == ("half" if has_text else "")
-    assert (response["error"] or {}).get("message") == error
-    assert "stream_id" not in frames[-1]
-
-
-def test_an_item_left_open_by_the_engine_is_closed(story: Any) -> None:
-    desk, s = Desk(), story()
-    desk.create()
-    frames = desk.play(desk.begun[0], s.delta("half"), s.done("error", "boom"))
-    assert [frame["type"] for frame in frames[-2:]] == ["response.output_item.done", "response.failed"]
-    numbers = [frame["sequence_number"] for frame in frames]
-    assert numbers == sorted(set(numbers))
-
-
-def test_a_lane_is_first_in_first_out_and_lanes_run_beside_each_other(story: Any) -> None:
+def test_a_lane_is_first_in_first_out_and_lanes_run_beside_each_other() -> None:
     desk = Desk()
     desk.create(stream_id="a")
-    assert desk.create(stream_id="a")[0]["type"] == "response.queued"
+    desk.create(stream_id="a")
     desk.create(stream_id="b")
     desk.create()
     assert [begin.turn.id for begin in desk.begun] == ["resp_1", "resp_3", "resp_4"]
-    desk.answer(desk.begun[0], story)
+    assert [opened.waits for opened in desk.opened] == [False, True, False, False]
+    desk.end(desk.begun[0])
     assert desk.begun[-1].turn.id == "resp_2"
 
 
-def test_sixteen_in_flight_then_queued_then_refused(story: Any) -> None:
+def test_sixteen_in_flight_then_queued_then_refused() -> None:
     desk = Desk()
     for number in range(MAX_IN_FLIGHT + 2):
         desk.create(stream_id=f"lane-{number}")
     assert len(desk.begun) == MAX_IN_FLIGHT
-    assert [frame["type"] for frame in desk.sent] == ["response.queued"] * 2
-    desk.answer(desk.begun[3], story)
+    assert [opened.waits for opened in desk.opened] == [False] * MAX_IN_FLIGHT + [True] * 2
+    desk.end(desk.begun[3])
     assert len(desk.begun) == MAX_IN_FLIGHT + 1
     for _ in range(MAX_WAITING - 1):
         desk.create(stream_id="lane-0")
@@ -196,15 +106,17 @@ def test_sixteen_in_flight_then_queued_then_refused(story: Any) -> None:
     assert full["error"]["headers"] == {"retry-after": "1"}
 
 
-def test_thirty_two_named_lanes_and_the_default(story: Any) -> None:
+def test_thirty_two_named_lanes_and_the_default() -> None:
     desk = Desk()
     for number in range(MAX_LANES):
         desk.create(stream_id=f"lane-{number}")
-        desk.answer(desk.begun[-1], story)
+        desk.end(desk.begun[-1])
     desk.create()
     (refused,) = desk.create(stream_id="one-more")
     assert refused["error"]["code"] == "websocket_stream_limit_reached"
     assert (refused["type"], refused["status"], refused["stream_id"]) == ("error", 400, "one-more")
+    (refused,) = desk.receive(type="jitney:response.resume", response_id="x", stream_id="one-more")
+    assert refused["error"]["code"] == "websocket_stream_limit_reached"
 
 
 @pytest.mark.parametrize("lane", ["", "a b", "a" * 257, "é", 3, ["a"], "a\n"])
@@ -213,94 +125,101 @@ def test_stream_ids_are_checked(lane: Any) -> None:
     assert refused["error"]["code"] == "invalid_stream_id" and "stream_id" not in refused
 
 
-def test_chaining_within_and_across_lanes(story: Any) -> None:
+def test_chaining_within_and_across_lanes() -> None:
     desk = Desk()
     desk.create(input="one", instructions="be brief", stream_id="a")
-    desk.answer(desk.begun[0], story, "1")
+    desk.end(desk.begun[0], "1")
     desk.create(input="two", previous_response_id="resp_1", stream_id="a")
     desk.create(input="fork", previous_response_id="resp_1", stream_id="b", instructions="shout")
     history = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]
     two, fork = (begin.generate.prompt for begin in desk.begun[1:])
     assert two == [*history, {"role": "user", "content": "two"}]
     assert fork == [{"role": "system", "content": "shout"}, *history, {"role": "user", "content": "fork"}]
-    assert desk.play(desk.begun[1])[0]["response"]["previous_response_id"] == "resp_1"
+    assert desk.begun[1].turn.create.facts(0.0).previous_response_id == "resp_1"
 
 
-def test_a_continuation_queued_behind_its_parent_finds_it(story: Any) -> None:
+def test_a_continuation_queued_behind_its_parent_finds_it() -> None:
     desk = Desk()
     desk.create(input="one")
     desk.create(input="two", previous_response_id="resp_1")
-    desk.answer(desk.begun[0], story, "1")
+    desk.end(desk.begun[0], "1")
     assert len(desk.begun[1].generate.prompt) == 3
 
 
 def test_an_unknown_parent_is_refused_and_the_lane_goes_on() -> None:
     desk = Desk()
-    (refused,) = desk.create(previous_response_id="resp_x", stream_id="a")
-    assert (refused["status"], refused["error"]["code"]) == (400, "previous_response_not_found")
-    assert refused["stream_id"] == "a"
+    desk.create(previous_response_id="resp_x", stream_id="a")
+    (refused,) = desk.refused
+    assert (refused.why.status, refused.why.code) == (400, "previous_response_not_found")
     desk.create(stream_id="a")
+    assert desk.begun == []
+    desk.end(refused, refused=True)
     assert len(desk.begun) == 1
 
 
-def test_a_failed_continuation_evicts_its_parent_on_the_same_lane_only(story: Any) -> None:
+def test_a_failed_continuation_evicts_its_parent_on_the_same_lane_only() -> None:
     desk = Desk()
     desk.create(stream_id="a")
-    desk.answer(desk.begun[0], story)
+    desk.end(desk.begun[0])
     for lane in ("b", "a"):
         desk.create(previous_response_id="resp_1", stream_id=lane)
-        (frame,) = desk.take(desk.session.refused(desk.begun[-1].turn, refusal(QueueFull("full"))))
-        assert (frame["status"], frame["stream_id"]) == (429, lane)
-    (gone,) = desk.create(previous_response_id="resp_1", stream_id="a")
-    assert gone["error"]["code"] == "previous_response_not_found"
+        assert desk.refused == []
+        desk.end(desk.begun[-1], refused=True)
+    desk.create(previous_response_id="resp_1", stream_id="a")
+    assert desk.refused[0].why.code == "previous_response_not_found"
+    other = Desk()
+    other.said = desk.said
+    other.create(previous_response_id="resp_1")
+    assert len(other.begun) == 1, "evicted from the connection, not from the server"
 
 
-def test_the_cache_forgets_the_oldest_and_failed_ones(story: Any) -> None:
-    desk, s = Desk(), story()
-    for _ in range(MAX_CACHED + 1):
-        desk.create()
-        desk.answer(desk.begun[-1], story)
-    desk.create()
-    desk.play(desk.begun[-1], s.finish("error"), s.done("error", "boom"))
-    failed = desk.begun[-1].turn.id
-    for parent, is_kept in (("resp_1", False), ("resp_2", True), (failed, False)):
-        begun = len(desk.begun)
-        desk.create(previous_response_id=parent)
-        assert (len(desk.begun) > begun) == is_kept
-        if is_kept:
-            desk.answer(desk.begun[-1], story)
-
-
-def test_cancel_by_id_by_lane_and_in_the_queue(story: Any) -> None:
+def test_cancel_by_id_by_lane_and_in_the_queue() -> None:
     desk = Desk()
     desk.create(stream_id="a")
     desk.create(stream_id="a")
     desk.create()
-    assert desk.receive(type="response.cancel", response_id="resp_2")[0]["response"]["status"] == "cancelled"
+    assert desk.receive(type="response.cancel", response_id="resp_2") == []
     assert desk.receive(type="response.cancel", stream_id="a") == []
     assert desk.receive(type="response.cancel") == []
-    assert [turn.id for turn in desk.stopped] == ["resp_1", "resp_3"]
-    desk.answer(desk.begun[0], story)
-    assert desk.receive(type="response.cancel", response_id="resp_1") == [], (
-        "its terminal frame was the answer"
-    )
+    assert desk.other == [Cancel("resp_2", "a"), Cancel("resp_1", "a"), Cancel("resp_3", None)]
+    desk.end(desk.begun[0])
+    assert len(desk.begun) == 2, "the one that was cancelled in the queue has no turn"
+    assert desk.receive(type="response.cancel", response_id="resp_1") == []
     assert desk.receive(type="response.cancel", stream_id="a") == []
-    for wrong in ({"response_id": "resp_x"}, {"stream_id": "b"}):
-        (missing,) = desk.receive(type="response.cancel", **wrong)
-        assert (missing["status"], missing["error"]["code"]) == (404, "response_not_found")
+    assert len(desk.other) == 3, "its last frame was the answer"
+    desk.receive(type="response.cancel", response_id="resp_x", stream_id="c")
+    assert desk.other[3:] == [Cancel("resp_x", "c")], "perhaps another connection's"
+    (missing,) = desk.receive(type="response.cancel", stream_id="b")
+    assert (missing["status"], missing["error"]["code"]) == (404, "response_not_found")
     assert desk.receive(type="response.cancel", response_id=3)[0]["error"]["param"] == "response_id"
 
 
-def test_a_refusal_of_the_engine_frees_the_lane() -> None:
+def test_resume_and_credit() -> None:
     desk = Desk()
-    desk.create()
-    desk.create()
-    (frame,) = desk.take(desk.session.refused(desk.begun[0].turn, refusal(EngineClosed("draining"))))
-    assert frame["status"] == 503 and len(desk.begun) == 2
+    resume = {"type": "jitney:response.resume", "response_id": "resp_9"}
+    desk.receive(**resume)
+    desk.receive(**resume, starting_after=17, stream_id="a", credit=4)
+    desk.receive(type="jitney:credit", response_id="resp_9", credit=2)
+    desk.receive(type="jitney:credit", stream_id="a", credit=1)
+    first, second, *grants = desk.other
+    assert isinstance(first, Resume) and (first.after, first.lane, first.delivery.credit) == (-1, None, None)
+    assert (second.after, second.lane, second.delivery.credit) == (17, "a", 4)
+    assert grants == [Grant("resp_9", None, 2), Grant(None, "a", 1)]
+    for wrong, param in (
+        ({"type": "jitney:response.resume"}, "response_id"),
+        ({**resume, "starting_after": -2}, "starting_after"),
+        ({**resume, "starting_after": True}, "starting_after"),
+        ({**resume, "starting_after": 2**60}, "starting_after"),
+        ({**resume, "credit": -1}, "credit"),
+        ({**resume, "wibble": 1}, "wibble"),
+        ({"type": "jitney:credit"}, "credit"),
+    ):
+        (error,) = desk.receive(**wrong)
+        assert (error["status"], error["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("deadline", [0, -1, -0.5, 10**400, "soon", True])
-def test_a_bad_deadline_is_refused_at_once_and_leaves_no_trace(story: Any, deadline: Any) -> None:
+def test_a_bad_deadline_is_refused_at_once_and_leaves_no_trace(deadline: Any) -> None:
     desk = Desk()
     desk.create(stream_id="busy")
     desk.create(stream_id="other")
@@ -310,38 +229,47 @@ def test_a_bad_deadline_is_refused_at_once_and_leaves_no_trace(story: Any, deadl
             assert (frame["type"], frame["status"], frame["stream_id"]) == ("error", 400, lane)
             assert frame["error"]["param"] == "deadline_ms"
     desk.create(stream_id="idle", deadline_ms=5)
-    assert desk.create(stream_id="busy")[0]["type"] == "response.queued"
+    desk.create(stream_id="busy")
     assert [begin.turn.lane for begin in desk.begun] == ["busy", "other", "idle"]
-    for begin in desk.begun:
-        assert desk.answer(begin, story)[-1]["type"] == "response.completed"
+    for begin in list(desk.begun):
+        desk.end(begin)
     assert [begin.turn.lane for begin in desk.begun] == ["busy", "other", "idle", "busy"]
     assert desk.begun[2].generate.deadline_s == 0.005
 
 
-def test_a_turn_that_cannot_be_built_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_cannot_be_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
 
     def unbuildable(*args: Any) -> Any:
         raise InvalidField("deadline_ms", "a positive number of milliseconds", 0)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Create, "generate", unbuildable)
+        patched.setattr(Create, "command", unbuildable)
         desk.create(stream_id="a")
-    for number in range(MAX_IN_FLIGHT - 1):
+    assert desk.refused[0].why.param == "deadline_ms"
+    desk.end(desk.refused[0], refused=True)
+    for number in range(MAX_IN_FLIGHT):
         desk.create(stream_id=f"lane-{number}")
     assert len(desk.begun) == MAX_IN_FLIGHT
 
 
-def test_steering_and_warm_up_are_refused_as_specified() -> None:
+def test_steering_is_refused_as_specified() -> None:
     desk = Desk()
     (steer,) = desk.receive(type="response.steer", previous_response_id="resp_1", input="more")
     assert (steer["type"], steer["error"]["code"]) == ("response.steer.failed", "steering_not_supported")
     assert (
         steer["steer"] == {"previous_response_id": "resp_1", "input": "more"} and "sequence_number" in steer
     )
-    (warm_up,) = desk.create(generate=False, stream_id="a")
-    assert (warm_up["type"], warm_up["status"], warm_up["error"]["param"]) == ("error", 400, "generate")
-    assert desk.begun == []
+
+
+def test_a_warm_up_prefills_and_can_be_continued() -> None:
+    desk = Desk()
+    desk.create(generate=False, input=[], instructions="be brief", stream_id="a")
+    (begin,) = desk.begun
+    assert begin.generate.warm_up and begin.generate.prompt == [{"role": "system", "content": "be brief"}]
+    assert begin.turn.create.facts(0.0).is_warm_up
+    (empty,) = desk.create(generate=False, input=[])
+    assert empty["error"]["param"] == "input"
 
 
 def test_models_are_checked() -> None:
@@ -353,26 +281,19 @@ def test_models_are_checked() -> None:
     )
 
 
-def test_logprobs_are_in_the_deltas_and_in_the_whole(story: Any) -> None:
-    desk, s = Desk(), story()
-    desk.create(include=["message.output_text.logprobs"], top_logprobs=2)
-    frames = desk.play(desk.begun[0], s.scored("ab"), s.finish(), s.done())
-    delta = next(frame for frame in frames if frame["type"] == "response.output_text.delta")
-    assert [entry["token"] for entry in delta["logprobs"]] == ["a", "b"]
-    assert frames[-1]["response"]["output"][0]["content"][0]["logprobs"] == delta["logprobs"]
-
-
 @pytest.mark.parametrize("seed", range(40))
-def test_any_order_of_frames_and_events_keeps_the_promises(story: Any, seed: int) -> None:
-    """Every accepted create ends in exactly one terminal or error frame; no lane ever runs two turns."""
+def test_any_order_of_frames_keeps_the_promises(seed: int) -> None:
+    """Every accepted create is begun, refused or cancelled once; no lane ever runs two turns."""
     rng, desk = random.Random(seed), Desk()
     running: dict[str, Any] = {}
-    creates = seen = 0
+    creates = over = 0
     for step in range(400):
-        for begin in desk.begun[seen:]:
-            assert begin.turn.lane not in {other.turn.lane for other, _ in running.values()}
-            running[begin.turn.id] = (begin, story())
-        seen = len(desk.begun)
+        due = [*desk.begun, *desk.refused]
+        for begin in due:
+            if begin.turn.id not in running and begin.turn.id not in desk.said:
+                assert begin.turn.lane not in {other.turn.lane for other in running.values()}
+                running[begin.turn.id] = begin
+                desk.said[begin.turn.id] = ()
         assert len(running) <= MAX_IN_FLIGHT
         choice = rng.random() if step < 300 else 0.9
         if choice < 0.4:
@@ -383,12 +304,11 @@ def test_any_order_of_frames_and_events_keeps_the_promises(story: Any, seed: int
         elif choice < 0.5 and creates:
             desk.receive(type="response.cancel", response_id=f"resp_{rng.randrange(1, creates + 1)}")
         elif running:
-            key = rng.choice(list(running))
-            begin, s = running.pop(key)
-            if rng.random() < 0.2:
-                desk.take(desk.session.refused(begin.turn, refusal(QueueFull("full"))))
-            else:
-                desk.answer(begin, lambda s=s: s)
-    ends = [f for f in desk.sent if f["type"].split(".")[-1] in ("completed", "incomplete", "failed")]
-    refused = [f for f in desk.sent if f["type"] == "error" and f["error"]["code"] != "response_not_found"]
-    assert not running and len(ends) + len(refused) == creates
+            begin = running.pop(rng.choice(list(running)))
+            desk.end(begin, refused=isinstance(begin, Refuse) or rng.random() < 0.2)
+            over += 1
+    begun = {begin.turn.id for begin in [*desk.begun, *desk.refused]}
+    never = {action.response_id for action in desk.other} - begun
+    errors = [frame for frame in desk.sent if frame["type"] == "error"]
+    assert not running and over == len(begun)
+    assert len(begun) + len(never & {opened.turn.id for opened in desk.opened}) + len(errors) == creates

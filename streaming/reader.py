@@ -1,0 +1,114 @@
+"""One client's cursor in one answer: what it is sent, in its own time, as frames of the Responses API.
+
+A reader that lags finds more in the log when it comes back and gets it merged; one without credit waits until it has
+some. Either holds up nobody: the log is what it is, and all that a reader holds is where it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from ..runtime.backend import Tokenizer
+from ..runtime.events import Event
+from ..runtime.log import Log
+from .conversation import answer_splitter, events_of, shown
+from .entry import Entry
+from .protocols.delivery import Delivery
+from .protocols.errors import Refused, invalid
+from .protocols.responses import TERMINAL_ONLY
+
+
+class Reader:
+    """`frames` once. `after` is the last sequence number that the client has; -1: nothing yet. `waits`: the answer has
+    not begun, and the client is to hear so."""
+
+    def __init__(
+        self,
+        entry: Entry,
+        tokenizer: Tokenizer,
+        *,
+        stream_id: str | None = None,
+        after: int = -1,
+        delivery: Delivery | None = None,
+        waits: bool = False,
+    ) -> None:
+        self.entry = entry
+        self.stream_id = stream_id
+        self.is_told = False
+        """Whether it has been sent anything."""
+        self._tokenizer = tokenizer
+        self._events = events_of(entry, tokenizer, stream_id=stream_id, after=after)
+        self._after = after
+        self._delivery = delivery or Delivery()
+        self._waits = waits
+        self._credit = self._delivery.credit
+        self._granted = asyncio.Event()
+
+    async def frames(self) -> AsyncGenerator[list[bytes]]:
+        """What to send, to the last frame, a list for each time that there was news. Raises `Refused` where the answer
+        was refused, or where the client says that it has what does not exist."""
+        events = self._events
+        if self._waits:
+            yield events.queued()
+        response = await self.entry.begun()
+        if response is None:
+            yield events.feed([self.entry.stillborn()])
+            return
+        self._check_place(response.log)
+        yield events.begin(answer_splitter(self.entry, self._tokenizer))
+        self.is_told = True
+        cursor = 0
+        while not events.is_done:
+            await self._until_granted()
+            news = await news_of(response.log, cursor, self._delivery)
+            cursor = news[-1].seq
+            num_deltas = events.num_deltas
+            yield events.feed(news)
+            if self._credit is not None:
+                self._credit -= events.num_deltas - num_deltas
+
+    def grant(self, credit: int) -> None:
+        """The client can take so many more deltas."""
+        if self._credit is not None:
+            self._credit += credit
+            self._granted.set()
+
+    def still(self) -> bytes | None:
+        """The news for a client that waits for the first token; None for others."""
+        progress = self.entry.progress()
+        return self._events.still(progress) if self.is_told and progress is not None else None
+
+    async def _until_granted(self) -> None:
+        while self._credit is not None and self._credit <= 0:
+            self._granted.clear()
+            await self._granted.wait()
+
+    def _check_place(self, log: Log) -> None:
+        """A client cannot have what has not been said: it takes this answer for another, or has its end already."""
+        if self._after <= 2 or self._after == TERMINAL_ONLY:
+            return
+        reached = shown(self.entry, self._tokenizer).reached
+        if self._after > reached or (self._after == reached and log.is_sealed):
+            expected = f"a number below {reached}, its last" if log.is_sealed else f"at most {reached}"
+            message = f"starting_after: expected {expected}, got {self._after}"
+            raise Refused(invalid(message, code="invalid_value", param="starting_after"))
+
+
+async def news_of(log: Log, cursor: int, delivery: Delivery) -> list[Event]:
+    """Waits for something behind `cursor`, and then for as much as the client asked for."""
+    while log.last_seq == cursor:
+        await log.news()
+    if delivery.min_flush_tokens > 1:
+        patience_ms = delivery.max_flush_ms
+        try:
+            async with asyncio.timeout(None if patience_ms is None else patience_ms / 1000):
+                while not log.is_sealed and _num_tokens(log.read(cursor)) < delivery.min_flush_tokens:
+                    await log.news()
+        except TimeoutError:
+            pass
+    return log.read(cursor)
+
+
+def _num_tokens(events: list[Event]) -> int:
+    return sum(len(event.token_ids) for event in events)
