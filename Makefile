@@ -11,7 +11,7 @@ SOURCES := $(sort $(shell find runtime streaming export -type f ! -name '*.pyc')
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install chat check test test-all bench clean FORCE
+.PHONY: help install node chat check test test-all bench clean FORCE
 
 help:
 	@echo "make install    set up .venv: dependencies, jitney (editable), the default model"
@@ -32,17 +32,25 @@ check: build/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: build/installed
-	$(BIN)/python -m pytest -q -m "not large"
+test: build/installed node
+	$(BIN)/python -m pytest -q -rs -m "not large"
 
-test-all: build/installed
+test-all: build/installed node
 	$(BIN)/python -m pytest -q
 
 bench: build/installed
 	$(BIN)/jitney bench $(BENCH)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build tests/streaming/clients/node_modules dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Official npm clients and a browser's driver, which some tests run under Node.js 20 or newer; those skip without it.
+node: build/node
+
+build/node: tests/streaming/clients/package-lock.json
+	@mkdir -p build
+	@if npm ci --no-audit --no-fund --loglevel=error --prefix tests/streaming/clients >&2; then touch $@; \
+	else echo "No npm packages: the tests of npm clients and of the page are skipped" >&2; fi
 
 # The editable install is a tree of links under build/: it does not see new files, so it is made again whenever the
 # list of files changes. The stamp lies beside the tree, and dies with it.
