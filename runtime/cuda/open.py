@@ -150,9 +150,11 @@ def _kernels(
     if not deterministic:
         rows = sizes.row_buckets[-1]
         programs = None if device.type == "cuda" else 4
+        windows = {model.sliding_window if model.slides(i) else None for i in range(model.num_layers)}
         decode = DecodeAttention(
-            rows, model.num_heads, model.num_kv_heads, model.head_dim, device, programs=programs
-        )
+            rows, model.num_heads, model.num_kv_heads, model.head_dim, caches[0].page, device,
+            windows=windows, programs=programs,
+        )  # fmt: skip
     return KernelOps(model, layers, caches, buffers, linears, decode)
 
 

@@ -66,6 +66,8 @@ class KernelOps:
         rows = 0 if self._decode is None else size.rows
         if self._decode is not None and rows:
             slots, positions = gathered.slots[:rows], gathered.positions[:rows]
+            if layer == 0:
+                self._decode.plan(slots, positions, cache.tables)
             self._decode(qkv[:rows], slots, positions, rotary, cache, out[:rows], window=window)
         if end > rows:
             slots, positions = gathered.slots[rows:end], gathered.positions[rows:end]

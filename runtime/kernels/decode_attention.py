@@ -1,11 +1,10 @@
 """Attention of decode rows, one new token each, over their pages: a layer's rotary positions, write of the new key and
 value, attention and combination of its parts in one launch.
 
-The unit of work is one page of one key-value head of one row. Units are numbered row by row, head by head, page by
-page, and every program takes an equal run of them, whatever the rows' lengths: a long row is shared by many programs,
-a short one is a fraction of one. A program walks the (row, head) stretches in its run. A stretch that lies wholly in
-it is written out; of a longer one each program stores a part, and the last to arrive at the stretch's counter (which
-it resets) combines them. A program has at most two parts: the stretch that it begins in, and the one that it ends in.
+A program walks the stretches of its run of the plan (decode_plan.py): the pages of one row and key-value head. A
+stretch that lies wholly in the run is written out; of a shared one each program stores a part, and the last to arrive
+at the stretch's counter (which it resets) combines them. A program has at most two parts: the stretch that it begins
+in, and the one that it ends in.
 
 The program with a stretch's last page also turns the new key, writes key and value into the page, and attends to them
 from registers; all others see only keys before the new one, so no program waits for another.
@@ -13,38 +12,20 @@ from registers; all others see only keys before the new one, so no program waits
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .paging import LayerCache, Rotary
-from .rope_write import quantized, quantized_reference, turned_reference
+from .rope_write import quantized, turned
 
-
-@triton.jit
-def turned(
-    token, heads, valid, norm, eps, cos, sin, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr
-):
-    """Heads [N] of a token, normed and turned: [N, DIM] in the token's type."""
-    column = tl.arange(0, DIM)
-    partner = (column + HEAD_DIM // 2) % HEAD_DIM
-    in_head = column < HEAD_DIM
-    inside = valid[:, None] & in_head[None, :]
-    dtype = token.dtype.element_ty
-    x = tl.load(token + heads[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(token + heads[:, None] * HEAD_DIM + partner[None, :], mask=inside, other=0.0).to(tl.float32)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
-        x_weight = tl.load(norm + heads[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0)
-        y_weight = tl.load(norm + heads[:, None] * HEAD_DIM + partner[None, :], mask=inside, other=0.0)
-        x = ((x * scale).to(dtype).to(tl.float32) * x_weight.to(tl.float32)).to(dtype).to(tl.float32)
-        y = ((y * scale).to(dtype).to(tl.float32) * y_weight.to(tl.float32)).to(dtype).to(tl.float32)
-    cosine = tl.load(cos + column, mask=in_head, other=0.0)[None, :]
-    sine = tl.load(sin + column, mask=in_head, other=0.0)[None, :]
-    return (x * cosine + y * sine).to(dtype)
+MOST_PROGRAMS = 3
+FEW_ROWS = 8
+"""Programs a multiprocessor: one where few rows leave little to do beside the parts' combination."""
 
 
 @triton.jit
@@ -55,10 +36,14 @@ def repeated(x, ROWS: tl.constexpr):
 
 
 @triton.jit
-def owner(unit, share, extra):
-    """Which program has a unit: the first `extra` programs have share + 1 each, the others share."""
-    in_larger = extra * (share + 1)
-    return tl.where(unit < in_larger, unit // (share + 1), extra + (unit - in_larger) // tl.maximum(share, 1))
+def fetch_early(page, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr):
+    """Ask for a head's page to come into the L2 cache, and wait for nothing."""
+    LINE: tl.constexpr = 1024 // page.dtype.element_ty.primitive_bitwidth
+    lines = tl.arange(0, DIM // LINE if DIM > LINE else 1) * LINE
+    at = page + tl.arange(0, PAGE)[:, None] * HEAD_DIM + lines[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )  # fmt: skip
 
 
 @triton.jit
@@ -93,32 +78,38 @@ def combine(
     return value, weight
 
 
-@triton.jit(do_not_specialize=["num_rows", "pages_per_row", "idle"])
+@triton.jit(do_not_specialize=["pages_per_row", "idle"])
 def decode_attention_kernel(
     qkv, slots, positions, cos, sin, norm, eps, tables, pool, k_scale, v_scale, out,
-    parts, stats, arrivals, num_rows, token_stride, pages_per_row, idle, scale,
+    plan, parts, stats, arrivals, token_stride, pages_per_row, idle, scale,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr,
-    ROWS: tl.constexpr, GROUP_ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
+    GROUP_ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     COPIES: tl.constexpr = TILE_ROWS // GROUP_ROWS
+    SIDE: tl.constexpr = KV_HEADS * PAGE * HEAD_DIM
     COMPUTE: tl.constexpr = qkv.dtype.element_ty
     STORED: tl.constexpr = pool.dtype.element_ty
-    rows = tl.arange(0, ROWS)
-    row_slots = tl.load(slots + rows, mask=rows < num_rows, other=idle)
-    row_positions = tl.load(positions + rows, mask=rows < num_rows, other=0)
-    row_first = tl.maximum(row_positions + 1 - WINDOW, 0) // PAGE if WINDOW else tl.zeros([ROWS], tl.int32)
-    row_pages = tl.where(row_slots != idle, row_positions // PAGE + 1 - row_first, 0)
-    row_ends = tl.cumsum(row_pages, 0) * KV_HEADS
-    total = tl.max(row_ends, 0)
-
+    # Eight bits are exact in float16, and a card turns them into it in one instruction.
+    FACTOR: tl.constexpr = tl.float16 if STORED == tl.float8e4nv else COMPUTE
     program = tl.program_id(0)
-    share = total // tl.num_programs(0)
-    extra = total % tl.num_programs(0)
-    begin = program * share + tl.minimum(program, extra)
-    end = begin + share + tl.where(program < extra, 1, 0)
+    entry = plan + program * PLAN_WORDS
+    units = tl.load(entry)
+    row = tl.load(entry + 1)
+    head = tl.load(entry + 2)
+    slot = tl.load(entry + 3)
+    position = tl.load(entry + 4)
+    page = tl.load(entry + 5)
+    if EARLY:
+        if units > 0:
+            early = pool + tl.load(entry + 6).to(tl.int64) * 2 * SIDE + head * PAGE * HEAD_DIM
+            fetch_early(early, HEAD_DIM, DIM, PAGE)
+            fetch_early(early + SIDE, HEAD_DIM, DIM, PAGE)
+    first = tl.load(entry + 7)
+    num_parts = tl.load(entry + 8)
+    last_parts = tl.load(entry + 9)
 
     column = tl.arange(0, DIM)
     in_head = column < HEAD_DIM
@@ -131,25 +122,15 @@ def decode_attention_kernel(
     in_group = stored_row & (group_row < GROUP)
     key = tl.arange(0, PAGE)
     tile = key[:, None] * HEAD_DIM + column[None, :]
-    unit = begin
-    while unit < end:
-        row = tl.sum((row_ends <= unit).to(tl.int32), 0)
-        row_begin = tl.max(tl.where(row_ends <= unit, row_ends, 0), 0)
-        slot = tl.load(slots + row).to(tl.int64)
-        position = tl.load(positions + row)
-        first_key = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
-        first_page = first_key // PAGE
-        num_pages = position // PAGE + 1 - first_page
-        head = (unit - row_begin) // num_pages
-        stretch = row_begin + head * num_pages
-        stretch_end = tl.minimum(end, stretch + num_pages)
-        page = first_page + unit - stretch
-        page_end = first_page + stretch_end - stretch
-        has_last = stretch_end == stretch + num_pages
+    while units > 0:
+        last_page = position // PAGE
+        page_end = tl.minimum(page + units, last_page + 1)
+        has_last = page_end == last_page + 1
+        first_key = first_seen(position, WINDOW)
 
         token = qkv + row.to(tl.int64) * token_stride
         angle = position.to(tl.int64) * HEAD_DIM
-        table = tables + slot * pages_per_row
+        table = tables + slot.to(tl.int64) * pages_per_row
         q = turned(
             token, head * GROUP + group, group < GROUP, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
         )  # fmt: skip
@@ -161,16 +142,15 @@ def decode_attention_kernel(
         )  # fmt: skip
         new_key = quantized(new_key.to(tl.float32), k_scale, STORED)
         new_value = quantized(new_value.to(tl.float32), v_scale, STORED)
-        last_page = tl.load(table + position // PAGE).to(tl.int64)
-        line = ((last_page * 2 * KV_HEADS + head) * PAGE + position % PAGE) * HEAD_DIM
+        line = tl.load(table + last_page).to(tl.int64) * 2 * SIDE + (head * PAGE + position % PAGE) * HEAD_DIM
         written = (column < tl.where(has_last, HEAD_DIM, 0))[None, :]
         tl.store(pool + line + column[None, :], new_key, mask=written)
-        tl.store(pool + line + KV_HEADS * PAGE * HEAD_DIM + column[None, :], new_value, mask=written)
+        tl.store(pool + line + SIDE + column[None, :], new_value, mask=written)
 
         # Scores are in units of log2, so that exp2 serves. Weights are summed key by key of a page until the end.
         new_score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
         peak = tl.where(has_last, new_score, float("-inf"))
-        q = repeated(q, TILE_ROWS)
+        q = repeated(q, TILE_ROWS).to(FACTOR)
         peak = tl.reshape(repeated(peak[:, None], TILE_ROWS), [TILE_ROWS])
         weights = tl.where(key == tl.where(has_last, 0, PAGE), 1.0, 0.0)[None, :] + tl.zeros(
             [TILE_ROWS, PAGE], tl.float32
@@ -178,30 +158,28 @@ def decode_attention_kernel(
         value = tl.where(has_last, new_value.to(tl.float32), 0.0) + tl.zeros([TILE_ROWS, DIM], tl.float32)
         for at in tl.range(page, page_end, num_stages=STAGES):
             place = tl.load(table + at).to(tl.int64)
-            keys = pool + (place * 2 * KV_HEADS + head) * PAGE * HEAD_DIM + tile
+            keys = pool + place * 2 * SIDE + head * PAGE * HEAD_DIM + tile
             seen = (at * PAGE + key < position) & (at * PAGE + key >= first_key)
             if DIM == HEAD_DIM:
                 k = tl.load(keys)
-                v = tl.load(keys + KV_HEADS * PAGE * HEAD_DIM, mask=seen[:, None], other=0.0)
+                v = tl.load(keys + SIDE, mask=seen[:, None], other=0.0)
             else:
                 k = tl.load(keys, mask=in_head[None, :], other=0.0)
                 v = tl.load(
-                    keys + KV_HEADS * PAGE * HEAD_DIM, mask=seen[:, None] & in_head[None, :], other=0.0
+                    keys + SIDE, mask=seen[:, None] & in_head[None, :], other=0.0
                 )  # fmt: skip
-            scores = tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision="ieee") * scale
+            scores = tl.dot(q, tl.trans(k.to(FACTOR)), input_precision="ieee") * scale
             scores = tl.where(seen[None, :], scores, float("-inf"))
             new_peak = tl.maximum(peak, tl.max(scores, 1))
             shrink = tl.exp2(peak - new_peak)
             chances = tl.exp2(scores - new_peak[:, None])
             weights = weights * shrink[:, None] + chances
             value = tl.dot(
-                chances.to(COMPUTE), v.to(COMPUTE), value * shrink[:, None], input_precision="ieee"
+                chances.to(FACTOR), v.to(FACTOR), value * shrink[:, None], input_precision="ieee"
             )  # fmt: skip
             peak = new_peak
         weight = tl.sum(weights, 1)
 
-        first = owner(stretch, share, extra)
-        num_parts = owner(stretch + num_pages - 1, share, extra) - first + 1
         into = out + row.to(tl.int64) * Q_HEADS * HEAD_DIM + head * GROUP * HEAD_DIM
         if num_parts == 1:
             tl.store(
@@ -227,12 +205,28 @@ def decode_attention_kernel(
                     (sums / weight_sums[:, None] * v_scale).to(COMPUTE),
                     mask=(group < GROUP)[:, None] & in_head[None, :],
                 )
-        unit = stretch_end
+
+        # On to the next head, or to the first of the next row that is not idle.
+        units -= page_end - page
+        if units > 0:
+            head += 1
+            if head == KV_HEADS:
+                head = 0
+                row += 1
+                slot = tl.load(slots + row)
+                while slot == idle:
+                    row += 1
+                    slot = tl.load(slots + row)
+                position = tl.load(positions + row)
+            page = first_seen(position, WINDOW) // PAGE
+            first = program
+            num_parts = tl.where(page + units <= position // PAGE + 1, last_parts, 1)
 
 
 class DecodeAttention:
-    """The launch and what it works in, allocated once for batches of up to `max_rows`; one for all layers, whose
-    launches follow each other on one stream. `programs` defaults to what fills the device."""
+    """The launches and what they work in, allocated once for batches of up to `max_rows`; one for all layers, whose
+    launches follow each other on one stream. `windows` are those of the model's layers (None: none), and `programs`
+    defaults to what fills the device."""
 
     def __init__(
         self,
@@ -240,17 +234,29 @@ class DecodeAttention:
         num_q_heads: int,
         num_kv_heads: int,
         head_dim: int,
+        page: int,
         device: torch.device,
         *,
+        windows: Collection[int | None] = (None,),
         programs: int | None = None,
     ) -> None:
-        group_rows = triton.next_power_of_2(num_q_heads // num_kv_heads)
-        self._group_rows = group_rows
+        self._programs = programs
+        self._processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
+        most = programs or self._processors * MOST_PROGRAMS
+        self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}
+        self._group_rows = triton.next_power_of_2(num_q_heads // num_kv_heads)
         self._dim = triton.next_power_of_2(max(16, head_dim))
-        self._programs = programs or 2 * torch.cuda.get_device_properties(device).multi_processor_count
-        self._parts = torch.zeros(2 * self._programs, group_rows, self._dim, device=device)
-        self._stats = torch.zeros(2 * self._programs, 2, group_rows, device=device)
+        self._parts = torch.zeros(2 * most, self._group_rows, self._dim, device=device)
+        self._stats = torch.zeros(2 * most, 2, self._group_rows, device=device)
         self._arrivals = torch.zeros(max_rows, num_kv_heads, dtype=torch.int32, device=device)
+
+    def plan(self, slots: Tensor, positions: Tensor, tables: Tensor) -> None:
+        """Once a step, before its first layer: share out the pages of rows at `positions` of `slots`, both [rows]
+        int32. The tables are those of the layers' caches."""
+        rows = slots.shape[0]
+        programs = self._programs or self._processors * (1 if rows <= FEW_ROWS else MOST_PROGRAMS)
+        for plan in self._plans.values():
+            plan.fill(slots, positions, tables, programs)
 
     def __call__(
         self,
@@ -264,59 +270,19 @@ class DecodeAttention:
         window: int | None = None,
     ) -> None:
         """Attend from rows of qkv [rows, (q_heads + 2 * kv_heads) * head_dim] (neither normed nor turned yet; left
-        as it is) at `positions` of `slots` (both [rows] int32) into out [rows, q_heads * head_dim], and write the
-        new keys and values into their pages. With `window`, a row sees the last `window` positions, its own among
-        them. Rows of the idle slot leave everything as it is, their row of `out` too."""
+        as it is) into out [rows, q_heads * head_dim], and write the new keys and values into their pages. Slots and
+        positions are those of the plan. With `window`, a row sees the last `window` positions, its own among them.
+        Rows of the idle slot leave everything as it is, their row of `out` too."""
         q_heads, kv_heads, dim = cache.num_q_heads(qkv), cache.num_kv_heads, cache.head_dim
-        rows = qkv.shape[0]
-        decode_attention_kernel[(self._programs,)](
+        plan = self._plans[window]
+        decode_attention_kernel[(plan.programs,)](
             qkv, slots, positions, rotary.cos, rotary.sin, rotary.norm, rotary.eps,
             cache.tables, cache.pool, cache.k_scale, cache.v_scale, out,
-            self._parts, self._stats, self._arrivals,
-            rows, qkv.stride(0), cache.tables.stride(0), cache.idle, log2_scale(dim, cache.k_scale),
+            plan.words, self._parts, self._stats, self._arrivals,
+            qkv.stride(0), cache.tables.stride(0), cache.idle, cache.log2_scale,
             Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=dim, DIM=self._dim,
-            PAGE=cache.page, WINDOW=window or 0, NORM=rotary.norm is not None,
-            ROWS=triton.next_power_of_2(max(rows, 2)), GROUP_ROWS=self._group_rows,
-            TILE_ROWS=max(16, self._group_rows), PARTS=max(1, 4096 // (self._group_rows * self._dim)),
-            STAGES=5, num_warps=4,
+            PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
+            GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
+            PARTS=max(1, 4096 // (self._group_rows * self._dim)),
+            EARLY=qkv.is_cuda, STAGES=5 if qkv.element_size() == 2 else 3, num_warps=4, maxnreg=168,
         )  # fmt: skip
-
-
-def log2_scale(head_dim: int, k_scale: float) -> float:
-    """What turns a product with a stored key into a score in units of log2."""
-    return k_scale * math.log2(math.e) / math.sqrt(head_dim)
-
-
-def decode_attention_reference(
-    qkv: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    rotary: Rotary,
-    cache: LayerCache,
-    out: Tensor,
-    *,
-    window: int | None = None,
-) -> None:
-    """The same, row by row in plain torch."""
-    q_heads, kv_heads, dim, page = cache.num_q_heads(qkv), cache.num_kv_heads, cache.head_dim, cache.page
-    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
-        if slot == cache.idle:
-            continue
-        heads = qkv[row].view(-1, dim)
-        turned_heads = turned_reference(heads[: q_heads + kv_heads], position, rotary)
-        place = cache.pool[int(cache.tables[slot, position // page]), :, :, position % page]
-        place[0] = quantized_reference(turned_heads[q_heads:], cache.k_scale, cache.pool.dtype)
-        place[1] = quantized_reference(heads[q_heads + kv_heads :], cache.v_scale, cache.pool.dtype)
-        first = max(0, position + 1 - window) if window else 0
-        keys, values = gathered_reference(cache, slot, position + 1)
-        group = q_heads // kv_heads
-        q = turned_heads[:q_heads].float().view(kv_heads, group, dim)
-        scores = q @ keys[:, first:].transpose(1, 2) * dim**-0.5
-        out[row] = (scores.softmax(-1) @ values[:, first:]).reshape(-1).to(out.dtype)
-
-
-def gathered_reference(cache: LayerCache, slot: int, length: int) -> tuple[Tensor, Tensor]:
-    """A slot's first keys and values, each [kv_heads, length, head_dim] float32."""
-    pages = cache.pool[cache.tables[slot, : -(-length // cache.page)].long()].float()
-    keys, values = (x.transpose(0, 1).flatten(1, 2)[:, :length] for x in pages.unbind(1))
-    return keys * cache.k_scale, values * cache.v_scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -35,6 +36,11 @@ class LayerCache:
     @property
     def head_dim(self) -> int:
         return self.pool.shape[4]
+
+    @property
+    def log2_scale(self) -> float:
+        """What turns a product with a stored key into a score in units of log2."""
+        return self.k_scale * math.log2(math.e) / math.sqrt(self.head_dim)
 
     def num_q_heads(self, qkv: Tensor) -> int:
         """How many query heads the rows of qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] hold."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from paged_attention import DEVICE, assert_same_pool, copied, int32, layer_cache, random, rotary
 
-from jitney.runtime.kernels.decode_attention import DecodeAttention, decode_attention_reference
+from jitney.runtime.kernels.attention_reference import decode_attention_reference
+from jitney.runtime.kernels.decode_attention import DecodeAttention
 from jitney.runtime.kernels.paging import LayerCache
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -36,12 +37,22 @@ def check(
     turn = rotary(max(lengths) + 1, head_dim, q_heads + kv_heads if norm else 0, dtype)
     expected, reference = torch.full_like(qkv[:, : q_heads * head_dim], 7.0), copied(cache)
     decode_attention_reference(qkv, slots, positions, turn, reference, expected, window=window)
-    attend = DecodeAttention(len(slots), q_heads, kv_heads, head_dim, torch.device(DEVICE), programs=programs)
+    attend = DecodeAttention(
+        len(slots),
+        q_heads,
+        kv_heads,
+        head_dim,
+        page,
+        torch.device(DEVICE),
+        windows=[window],
+        programs=programs,
+    )
     for _ in range(2):
         out, ours = (
             torch.full_like(expected, 7.0),
             LayerCache(cache.pool.clone(), cache.tables, cache.k_scale, cache.v_scale),
         )
+        attend.plan(slots, positions, cache.tables)
         attend(qkv, slots, positions, turn, ours, out, window=window)
         torch.testing.assert_close(out, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert_same_pool(ours, reference)

@@ -7,8 +7,9 @@ import torch
 from paged_attention import int32, layer_cache, random
 from torch import Tensor
 
+from jitney.runtime.kernels.attention_reference import prefill_attention_reference
 from jitney.runtime.kernels.paging import Chunks, LayerCache
-from jitney.runtime.kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from jitney.runtime.kernels.prefill_attention import prefill_attention
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
