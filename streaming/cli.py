@@ -13,6 +13,7 @@ from .commands.bench import bench
 from .commands.chat import chat
 from .commands.export import export
 from .commands.generate import generate
+from .commands.key import key
 from .commands.serve import serve
 from .commands.settings import CONTEXT
 
@@ -51,7 +52,7 @@ def _options(
 
 app.command()(chat)
 app.command(context_settings=CONTEXT)(serve)
-for command in (generate, bench, export):
+for command in (generate, bench, export, key):
     app.command()(command)
 
 

@@ -70,6 +70,7 @@ class Door:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
+        ticket = _taken_ticket(scope) if scope["type"] == "websocket" else ""
         if path in HEALTH_PATHS:
             return Visit(is_health=True)
         if self.ring.is_open and not self.origins.admits_host(host, scope.get("server")):
@@ -83,7 +84,7 @@ class Door:
         if path == METRICS_PATH:
             self._check_metrics_reader(headers)
             return Visit(origin=origin)
-        secret = _secret(scope, headers)
+        secret = _secret(scope, headers) or ticket
         return Visit(self._principal(secret, origin, headers.get(USER_HEADER)), origin, subprotocol)
 
     def _principal(self, secret: str, origin: str | None, user: str | None) -> Principal:
@@ -122,19 +123,14 @@ def is_preflight(scope: Scope, headers: Headers) -> bool:
 
 
 def _secret(scope: Scope, headers: Headers) -> str:
-    """The key or ticket of a request, from the first place that has one."""
-    if scope["type"] == "http":
-        return _bearer(headers)
-    ticket = _taken_ticket(scope)
-    offered = scope.get("subprotocols", [])
+    """The key or ticket that a header holds."""
     by_protocol = [
         name.removeprefix(prefix)
-        for name in offered
+        for name in scope.get("subprotocols", [])
         for prefix in BEARER_PROTOCOLS
         if name.startswith(prefix)
     ]
-    secret = _bearer(headers) or next(iter(by_protocol), "")
-    return secret or (ticket if ticket.startswith(PREFIX) else "")
+    return _bearer(headers) or next(iter(by_protocol), "")
 
 
 def _bearer(headers: Headers) -> str:
@@ -143,12 +139,13 @@ def _bearer(headers: Headers) -> str:
 
 
 def _taken_ticket(scope: Scope) -> str:
-    """The query's ticket. What logs the scope later does not see it."""
+    """The query's ticket, taken out of it: what logs the scope later does not see it. A key is no ticket."""
     fields = scope.get("query_string", b"").split(b"&")
     tickets = [field for field in fields if field.startswith(b"ticket=")]
     if tickets:
         scope["query_string"] = b"&".join(field for field in fields if field not in tickets)
-    return unquote(tickets[0].removeprefix(b"ticket=").decode("latin-1")) if tickets else ""
+    ticket = unquote(tickets[0].removeprefix(b"ticket=").decode("latin-1")) if tickets else ""
+    return ticket if ticket.startswith(PREFIX) else ""
 
 
 def _checked_user(user: str) -> str:
