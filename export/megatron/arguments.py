@@ -93,6 +93,9 @@ def megatron_config(args: Arguments, vocab_size: int, stored_dtype: str) -> Mode
     head_dim = args.size_or("kv_channels", hidden // heads)
     if head_dim % 2:
         raise args.error("kv_channels", "an even number", head_dim)
+    norm = _NORMS[args.choice("normalization", _NORMS, "LayerNorm")]
+    if norm == "layer" and args.flag("qk_layernorm"):
+        raise args.error("qk_layernorm", "False beside LayerNorm: heads are normed by RMSNorm only", True)
     bias = _given(args, "add_bias_linear", default=True)
     if stored_dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(
@@ -110,7 +113,7 @@ def megatron_config(args: Arguments, vocab_size: int, stored_dtype: str) -> Mode
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=args.size("max_position_embeddings", "seq_length"),
-        norm=_NORMS[args.choice("normalization", _NORMS, "LayerNorm")],
+        norm=norm,
         norm_eps=args.positive("norm_epsilon", "layernorm_epsilon"),
         activation=activation,
         gated_mlp=gated,

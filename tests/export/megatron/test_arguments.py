@@ -113,6 +113,10 @@ def test_zero_centred_by_either_name() -> None:
             {"normalization": "L2Norm"},
             "args.normalization: expected one of RMSNorm, LayerNorm, found 'L2Norm'",
         ),
+        (
+            {"normalization": "LayerNorm", "qk_layernorm": True},
+            "args.qk_layernorm: expected False beside LayerNorm",
+        ),
         ({"squared_relu": True}, "args.squared_relu: expected False beside swiglu"),
         ({"num_query_groups": 3}, "args.num_attention_heads: expected a multiple of num_query_groups"),
         ({"num_attention_heads": 3, "num_query_groups": 1}, "args.hidden_size: expected a multiple"),
