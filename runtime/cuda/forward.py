@@ -19,13 +19,14 @@ from ..model.layers import Layers
 class Pass(NamedTuple):
     """A pass's size: `rows` decode, `tokens` prompt tokens follow them in at most `chunks` chunks, padding included.
     `cuts`: some row samples with top_k, top_p or min_p. `full`: some row's logits are adjusted, or its
-    log-probabilities asked for."""
+    log-probabilities asked for. `fresh`: every chunk starts at position 0."""
 
     rows: int
     tokens: int
     chunks: int
     cuts: bool
     full: bool
+    fresh: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -42,6 +43,10 @@ Packed = dict[str, Tensor]
 class Ops(Protocol):
     """What a layer is made of. x, residual [T, hidden]. Results are fresh tensors: under capture they lie in the
     graphs' own pool."""
+
+    def begin(self, gathered: Gathered, size: Pass) -> None:
+        """Once a pass, before its first layer."""
+        ...
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor: ...
 
@@ -108,6 +113,7 @@ class Forward:
 
     def _hidden(self, size: Pass) -> Tensor:
         tokens, ops, gathered = size.num_tokens, self._ops, self._gathered
+        ops.begin(gathered, size)
         x = ops.embed(gathered.ids[:tokens], gathered.positions[:tokens])
         for i, layer in enumerate(self._layers.layers):
             qkv = ops.norm_linear(x, layer["attention_norm"], layer["qkv"])

@@ -26,7 +26,9 @@ class Ladder:
         self._most_tokens = sizes.prefill_tokens
         self.max_samples = sizes.max_samples
 
-    def size(self, num_rows: int, num_tokens: int, num_chunks: int, *, cuts: bool, full: bool) -> Pass:
+    def size(
+        self, num_rows: int, num_tokens: int, num_chunks: int, *, cuts: bool, full: bool, fresh: bool
+    ) -> Pass:
         """The smallest pass that holds a batch."""
         if not num_tokens:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
@@ -35,7 +37,7 @@ class Ladder:
                 _least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, True, full
             )
         tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
-        return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full)
+        return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)
 
     def decoding(self, *, cuts: bool = False, full: bool = False) -> Iterator[Pass]:
         """From large to small, so that the small share the large ones' memory."""

@@ -19,6 +19,8 @@ class NaiveOps:
     def __init__(self, model: ModelConfig, layers: Layers, pools: list[Tensor], tables: Tensor) -> None:
         self._model, self._layers, self._pools, self._tables = model, layers, pools, tables
 
+    def begin(self, gathered: Gathered, size: Pass) -> None: ...
+
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         x = self._layers.shared["embed"]["weight"][ids.long()]
         if "positions" in self._layers.shared:

@@ -15,6 +15,7 @@ from ..batch import Capacity, Step
 from ..config import EngineConfig
 from ..errors import InvalidField
 from ..kernels.decode_attention import DecodeAttention
+from ..kernels.flash_attention import missing
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
 from ..kernels.rows import Slotwise, gathered
@@ -41,6 +42,7 @@ PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+FLASH_DIMS = (64, 128, 256)
 
 logger = logging.getLogger("jitney")
 
@@ -149,13 +151,21 @@ def _kernels(
     decode = None
     if not deterministic:
         rows = sizes.row_buckets[-1]
-        programs = None if device.type == "cuda" else 4
-        windows = {model.sliding_window if model.slides(i) else None for i in range(model.num_layers)}
+        windows = {model.sliding_window if model.slides(layer) else None for layer in range(model.num_layers)}
         decode = DecodeAttention(
-            rows, model.num_heads, model.num_kv_heads, model.head_dim, caches[0].page, device,
-            windows=windows, programs=programs,
+            rows, model.num_heads, model.num_kv_heads, model.head_dim, PAGE_TOKENS, device,
+            windows=windows, programs=None if device.type == "cuda" else 4,
         )  # fmt: skip
-    return KernelOps(model, layers, caches, buffers, linears, decode)
+    flash = not deterministic and _has_flash(caches[0])
+    return KernelOps(model, layers, caches, buffers, linears, decode, flash=flash)
+
+
+def _has_flash(cache: LayerCache) -> bool:
+    if cache.pool.dtype != torch.bfloat16 or cache.head_dim not in FLASH_DIMS or not cache.pool.is_cuda:
+        return False
+    reason = missing(cache.pool.device)
+    logger.info("prefill attention: %s", f"own kernel, because {reason}" if reason else "FlashAttention 3")
+    return reason is None
 
 
 def _load(

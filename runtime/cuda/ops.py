@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.embedding import embedding
+from ..kernels.flash_attention import flash_attention
 from ..kernels.linear import Linears
 from ..kernels.norm import Norm
 from ..kernels.paging import Chunks, LayerCache, Rotary
@@ -20,7 +21,7 @@ from .forward import Packed, Pass
 
 class KernelOps:
     """`caches`: one a layer; `buffers` by the names of `buffer_shapes`. In deterministic mode decode rows are attended
-    like chunks of one token."""
+    like chunks of one token. `flash`: chunks are attended by FlashAttention 3."""
 
     def __init__(
         self,
@@ -30,14 +31,21 @@ class KernelOps:
         buffers: dict[str, Tensor],
         linears: Linears,
         decode: DecodeAttention | None,
+        *,
+        flash: bool,
     ) -> None:
         self._model, self._layers, self._caches, self._buffers = model, layers, caches, buffers
-        self._linears, self._decode = linears, decode
+        self._linears, self._decode, self._flash = linears, decode, flash
         rope = layers.shared["rope"]
         self._rotary = [
             Rotary(rope["cos"], rope["sin"], packed.get("qk_norm", {}).get("weight"), model.norm_eps)
             for packed in layers.layers
         ]
+
+    def begin(self, gathered: Gathered, size: Pass) -> None:
+        if self._decode is not None and size.rows:
+            slots, positions = gathered.slots[: size.rows], gathered.positions[: size.rows]
+            self._decode.plan(slots, positions, self._caches[0].tables)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         shared, x = self._layers.shared, self._buffers["x"][: len(ids)]
@@ -71,9 +79,12 @@ class KernelOps:
             self._decode(qkv[:rows], slots, positions, rotary, cache, out[:rows], window=window)
         if end > rows:
             slots, positions = gathered.slots[rows:end], gathered.positions[rows:end]
-            rope_write(qkv[rows:], slots, positions, rotary, cache)
+            rope_write(qkv[rows:], slots, positions, rotary, cache, keep_keys=self._flash and size.fresh)
             chunks = Chunks(*(row[rows : size.num_samples] for row in gathered.spans))
-            prefill_attention(qkv, chunks, cache, out, window=window)
+            if self._flash:
+                flash_attention(qkv, chunks, cache, out, window=window, fresh=size.fresh)
+            else:
+                prefill_attention(qkv, chunks, cache, out, window=window)
         return out
 
     def _norm(self, packed: Packed) -> Norm:

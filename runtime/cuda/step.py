@@ -7,6 +7,7 @@ fault of the device shows in either, as an exception, and is final: the state on
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -133,7 +134,8 @@ class CudaStep:
         slots = {*decodes, *(chunk.slot for chunk in chunks if chunk.samples)}
         cuts, full = not self._cut.isdisjoint(slots), not self._full.isdisjoint(slots)
         num_tokens = sum(chunk.count for chunk in chunks)
-        size = self._ladder.size(len(decodes), num_tokens, len(chunks), cuts=cuts, full=full)
+        fresh = all(chunk.start == 0 for chunk in chunks)
+        size = self._ladder.size(len(decodes), num_tokens, len(chunks), cuts=cuts, full=full, fresh=fresh)
         sampled = [(size.rows + i, chunk.slot) for i, chunk in enumerate(chunks) if chunk.samples]
         rows = (*enumerate(decodes), *sampled)
         self._decodes = ((), size, rows) if chunks else (decodes, size, rows)
@@ -202,6 +204,20 @@ class CudaStep:
     def close(self) -> None:
         """Give all device memory back. The step must not be used again."""
         self._graphs.clear()
+        for part in (
+            "_forward",
+            "_graphs",
+            "_sampling",
+            "_state",
+            "_arena",
+            "_staging",
+            "_outbox",
+            "_prompts",
+        ):
+            delattr(self, part)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _passes(batch: Batch) -> Iterator[tuple[tuple[Chunk, ...], tuple[int, ...]]]:
