@@ -1,4 +1,4 @@
-"""`--format hf`: transformers on what is written gives its own logits on the source, to the bit; jitney reads it too."""
+"""`--format hf`: transformers on what is written gives its logits on the source, to the bit; jitney reads it too."""
 
 from __future__ import annotations
 
