@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from jitney.streaming.wire import MAX_HELD_BYTES, FrameProtocol, frame_sender
+from jitney.streaming.wire import MAX_HELD_BYTES, READ_BYTES, FrameProtocol, frame_sender
 
 TEXTS = ["", "a", "x" * 125, "x" * 126, "é" * 40_000, "x" * 65_535, "x" * 65_536, "😀"]
 
@@ -232,3 +232,18 @@ async def test_a_flood_of_pings_that_reads_no_pongs_is_cut_off() -> None:
             for _ in range(2000):
                 ws.write(flood)
                 await ws.writer.drain()
+
+
+async def test_a_flood_of_small_frames_is_read_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    receive = FrameProtocol.data_received
+
+    def counted(self: FrameProtocol, data: bytes) -> None:
+        reads.append(len(data))
+        receive(self, data)
+
+    monkeypatch.setattr(FrameProtocol, "data_received", counted)
+    async with serving(listen) as url, RawWebSocket(url) as ws:
+        ws.write(frame(PONG) * 100_000 + frame(TEXT, b"x"))
+        assert await asyncio.wait_for(ws.read(), 20) == (TEXT, b"ok")
+    assert sum(reads) >= 600_000 and max(reads[1:]) <= READ_BYTES
