@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..runtime.errors import ModelError
 from ..runtime.weights.checkpoint import Checkpoint
 from ..runtime.weights.locate import open_backend
 from .megatron.checkpoint import latest, megatron_format, open_megatron
-from .source import Source
+from .source import Removed, Source
 
 _OTHERS = {
     "model_index.json": "a diffusers pipeline",
@@ -22,6 +23,18 @@ _OTHERS = {
     "*.gguf": "GGUF files; name one of them",
 }
 """What else a directory may hold, by a file that tells it."""
+_TRAINERS = {
+    "optimizer": ("optimizer.pt", "optimizer.bin", "global_step*/*"),
+    "rng": ("rng_state*.pth", "random_states*.pkl"),
+    "training state": (
+        "scheduler.pt",
+        "scheduler.bin",
+        "scaler.pt",
+        "trainer_state.json",
+        "training_args.bin",
+    ),
+}
+"""What trainers leave beside Hugging Face weights; never opened."""
 
 
 def open_source(model: str | Path, *, tokenizer: str | Path | None = None) -> Source:
@@ -70,4 +83,12 @@ def _served(checkpoint: Checkpoint) -> Source:
         weights=checkpoint.weights,
         tokenizer=checkpoint.definition,
         generation=checkpoint.defaults,
+        stripped=tuple(_beside(path)) if path.is_dir() else (),
     )
+
+
+def _beside(directory: Path) -> Iterator[Removed]:
+    for group, patterns in _TRAINERS.items():
+        files = [path for pattern in patterns for path in directory.glob(pattern) if path.is_file()]
+        if files:
+            yield Removed(group, len(files), sum(path.stat().st_size for path in files))

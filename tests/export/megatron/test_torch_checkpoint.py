@@ -139,6 +139,28 @@ def test_steps_of_a_run(tmp_path: Path) -> None:
     assert open_source(tmp_path).path == tmp_path / "release"
 
 
+def test_an_uneven_pipeline_and_copies_of_the_embedding(tmp_path: Path) -> None:
+    """All layers but the last one's on the first stage; the last stage repeats the embedding for its output layer."""
+    tensors = made.model()
+    last = {"decoder.final_layernorm.weight", "output_layer.weight"}
+    second = {name: tensor for name, tensor in tensors.items() if ".layers.1." in name}
+    stages: list[dict[str, torch.Tensor]] = [
+        {name: tensor for name, tensor in tensors.items() if name not in last},
+        {},
+        {name: tensors[name] for name in last}
+        | {name.replace(".1.", ".0."): tensor for name, tensor in second.items()},
+    ]
+    for stage, part in enumerate(stages):
+        whole = made.state(
+            part or {"unused._extra_state": torch.zeros(1)}, pipeline_model_parallel_size=3, num_layers=3
+        )
+        made.save(tmp_path, whole, f"mp_rank_00_{stage:03d}")
+    source = open_source(tmp_path)
+    assert_weights(source, tensors)
+    fused = tensors["decoder.layers.1.mlp.linear_fc1.weight"]
+    assert torch.equal(source.weights.get("model.layers.2.mlp.gate_proj.weight"), fused[:24])
+
+
 def without(name: str) -> dict[str, torch.Tensor]:
     return {key: tensor for key, tensor in made.model().items() if key != name}
 
