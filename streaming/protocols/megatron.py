@@ -93,7 +93,7 @@ class _Request(msgspec.Struct, kw_only=True):
     def params(self, index: int, tokenizer: Tokenizer) -> SamplingParams:
         """Of one prompt. Prompts of one request draw differently, whatever its seed."""
         seed = None if self.random_seed is None else (self.random_seed + index) % MAX_SEED
-        stop = "\n\n" if self.stop_on_double_eol else "\n"
+        stops = [line for flag, line in ((self.stop_on_eol, "\n"), (self.stop_on_double_eol, "\n\n")) if flag]
         return SamplingParams(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -104,8 +104,8 @@ class _Request(msgspec.Struct, kw_only=True):
             repetition_penalty=1.0,
             seed=seed,
             max_tokens=self.tokens_to_generate or 1,
-            stop=[stop] if self.stop_on_eol or self.stop_on_double_eol else None,
-            include_stop_str_in_output=True,
+            stop=stops or None,
+            include_stop_str_in_output=bool(stops),
             stop_token_ids=None if self.stop_token is None else [self.stop_token],
             ignore_eos=self.stop_token is not None,
             bad_token_sequences=_newlines_after_colons(tokenizer)

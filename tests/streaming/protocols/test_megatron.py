@@ -36,8 +36,8 @@ def test_every_field_reaches_the_sampler_or_is_refused() -> None:
         "temperature": (0.5, {"temperature": 0.5}),
         "top_k": (1, {"top_k": 1}),
         "top_p": (0.5, {"top_p": 0.5}),
-        "stop_on_double_eol": (True, {"stop": ["\n\n"]}),
-        "stop_on_eol": (True, {"stop": ["\n"]}),
+        "stop_on_double_eol": (True, {"stop": ["\n\n"], "include_stop_str_in_output": True}),
+        "stop_on_eol": (True, {"stop": ["\n"], "include_stop_str_in_output": True}),
         "prevent_newline_after_colon": (
             True,
             {"bad_token_sequences": [list(b":\n"), list(b":\n\n")]},
