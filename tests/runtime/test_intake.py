@@ -52,6 +52,30 @@ async def test_text_is_encoded_as_it_stands(edge: Edge) -> None:
     assert (await edge("h\0é<user>")).prompt == tuple("h\0é<user>".encode())
 
 
+async def test_the_bos_comes_before_a_text_unless_it_is_told_not_to(edge: Edge) -> None:
+    tokenizer: Any = edge.backend.tokenizer
+    tokenizer.encode = lambda text, *, add_bos=True: [7] * add_bos + list(text.encode())
+    assert (await edge("h")).prompt == (7, *b"h")
+    assert (await edge("h", add_bos=False)).prompt == (*b"h",)
+    with pytest.raises(InvalidField, match="add_bos"):
+        await edge("h", add_bos=1)
+
+
+async def test_what_is_banned_after_others_reaches_the_row(edge: Edge) -> None:
+    params = SamplingParams(
+        bad_token_sequences=[[1, 2], [3]], bad_token_ids=[4], top_p_decay=0.5, top_p_bound=0.1
+    )
+    sampling = (await edge("h", params)).sampling
+    assert sampling.bad_token_sequences == ((4,), (1, 2), (3,))
+    assert (sampling.top_p_decay, sampling.top_p_bound) == (0.5, 0.1)
+    with pytest.raises(InvalidField, match="bad_token_sequences: expected token ids from 0 to"):
+        await edge("h", SamplingParams(bad_token_sequences=[[1], [2, 5000]]))
+
+
+async def test_ids_become_text_again_with_special_tokens(edge: Edge) -> None:
+    assert await edge.intake.decode([104, 105, END]) == "hi" + edge.backend.tokenizer.token_text(END)
+
+
 @pytest.mark.parametrize("ids", [[1, 2, 259], (1, 2, 259), range(3)])
 async def test_token_ids_are_taken_as_they_are(edge: Edge, ids: Any) -> None:
     assert (await edge(ids)).prompt == tuple(ids)
