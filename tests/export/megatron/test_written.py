@@ -10,38 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from step_driver import Driver, Row
+from megatron_logprobs import CONFIG, logprobs
 from tiny_checkpoints import write_tokenizer
 from written_megatron import CASES, megatron_logits, unpack
 
 from jitney.export.open import open_source
 from jitney.export.source import Source
-from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
-from jitney.runtime.batch import RowSampling
-from jitney.runtime.steps.cpu import open_cpu_step
-
-CONFIG = EngineConfig(dtype="float32", max_rows=4, kv_cache_bytes=2**22)
-
-
-def logprobs(source: Source, tokens: list[int]) -> torch.Tensor:
-    """Of every token after each but the last one [tokens - 1, vocabulary], from the step that serves."""
-    size = source.config.vocab_size
-    step = open_cpu_step(source.config, source.weights, CONFIG)
-    row = Row(tokens, RowSampling(seed=0, temperature=0.0, prompt_logprobs=size, logprobs=size))
-    Driver(step).generate([row], 1)
-    step.close()
-    found = torch.zeros(len(tokens) - 1, size)
-    for position, scores in enumerate(row.outcomes[0].prompt_logprobs[1:]):
-        assert scores is not None
-        for token, logprob in scores.top:
-            found[position, token] = logprob
-    return found
+from jitney.runtime import DynamicEngine, SamplingParams
 
 
 def largest_difference(source: Source, directory: Path) -> float:
     tokens, logits = megatron_logits(directory)
     theirs = torch.from_numpy(logits)[:-1, : source.config.vocab_size].log_softmax(-1)
-    return (logprobs(source, tokens) - theirs).abs().max().item()
+    return (logprobs(source.config, source.weights, tokens) - theirs).abs().max().item()
 
 
 def test_every_split_and_layout_is_there() -> None:
