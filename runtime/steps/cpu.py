@@ -82,8 +82,7 @@ class CpuStep:
                 self._program, model, self._layers, kernels, most
             )
             rows = plan.num_pages * 2 * model.num_kv_heads * PAGE_TOKENS
-            shape = (rows, model.head_dim)
-            self._pools = [torch.zeros(shape, dtype=kernels.dtype) for _ in range(model.num_layers)]
+            self._pools = [_zeros(rows, model.head_dim, kernels.dtype) for _ in range(model.num_layers)]
         self._slots = Slots(max_rows, -(-plan.context // PAGE_TOKENS))
         self._layouts = LayoutBuilder(self._slots, model.num_kv_heads, model.sliding_window, kernels.dtype)
         self._slides = [model.slides(layer) for layer in range(model.num_layers)]
@@ -211,6 +210,13 @@ class CpuStep:
         for pool in self._pools:
             by_page = pool.view(self.capacity.num_pages, -1)
             by_page[pages] = by_page[pages].nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _zeros(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Of memory that the system hands out when it is first written: `torch.zeros` would touch all of it at the start."""
+    return (
+        torch.from_numpy(np.zeros(rows * columns * dtype.itemsize, np.uint8)).view(dtype).view(rows, columns)
+    )
 
 
 def _outcome(
