@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client import Client as Client
-    from .client import ConnectionLost as ConnectionLost
+    from .client import connect as connect
+    from .client_events import ConnectionLost as ConnectionLost
     from .server import create_app as create_app
 
-_HOMES = {"Client": ".client", "ConnectionLost": ".client", "create_app": ".server"}
+_HOMES = {
+    "Client": ".client",
+    "ConnectionLost": ".client_events",
+    "connect": ".client",
+    "create_app": ".server",
+}
 
 __all__ = sorted(_HOMES)
 

@@ -17,11 +17,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.events import Event
 from ..runtime.log import merged
+from .conversation import answer_splitter
+from .entry import Entry
 from .principal import Principal, principal_of
 from .protocols.errors import Refused
-from .protocols.reasoning import splitter
 from .protocols.ui_session import Abort, Action, Close, Request, Resume, Send, UISession
-from .registry import Entry
 from .service import Service
 from .wire import frame_sender
 
@@ -144,9 +144,8 @@ class ChatSocket:
 
     async def _replay(self, request: Request, entry: Entry) -> None:
         chunks = request.chunks
-        response = await entry.begun()
-        if response is not None:
-            split = splitter(self._service.backend.tokenizer, response.request.prompt)
+        if await entry.begun() is not None:
+            split = answer_splitter(entry, self._service.backend.tokenizer)
             sent_as = entry.sent_as if isinstance(entry, ChatEntry) else ""
             await self._send_all(chunks.begin(entry.id, split, sent_as=sent_as, created_at=entry.created_at))
         async with aclosing(_paced(entry.batches(), STATUS_S)) as batches:

@@ -86,7 +86,7 @@ async def test_refusals_are_the_engines_errors(serving: Any) -> None:
 
 
 async def test_a_lost_connection_ends_every_stream(serving: Any) -> None:
-    async with serving() as served, Client(served.url) as client:
+    async with serving() as served, Client(served.url, max_outage_s=0) as client:
         leave = {"on_disconnect": "cancel"}
         tasks = [asyncio.create_task(text_of(client, "slow", jitney=leave)) for _ in range(20)]
         await served.until(lambda stats: stats.running == 16)
