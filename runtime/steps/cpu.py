@@ -21,7 +21,7 @@ from ..model.layers import Weights, load_layers
 from ..model.program import Program
 from ..weights.manifest import TileChoice
 from .kernels import Kernels, choose_kernels, model_tile
-from .layout import Layout, LayoutBuilder, Span, Tile, chunk_spans, decode_spans
+from .layout import Layout, LayoutBuilder, Span, chunk_spans, decode_spans
 from .machine_tiles import known_tile
 from .memory import MAX_ROWS, PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
 from .prompt_scores import PromptScorer
@@ -213,7 +213,7 @@ class CpuStep:
 
 
 def _zeros(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Of memory that the system hands out when it is first written: `torch.zeros` would touch all of it at the start."""
+    """Of memory that the system hands out as it is written; `torch.zeros` would touch all of it at the start."""
     return (
         torch.from_numpy(np.zeros(rows * columns * dtype.itemsize, np.uint8)).view(dtype).view(rows, columns)
     )
