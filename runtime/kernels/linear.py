@@ -27,6 +27,10 @@ from .product import product
 from .resident import resident
 from .weight import Weight, widen
 
+PRECISION = "interpreted" if triton.knobs.runtime.interpret else "ieee"
+"""A parameter of the kernels and not a constant beside them: the keys of Triton's cache would depend on the order in
+which kernels that share such a constant are first used."""
+
 WIDENED = 16 << 20
 """Values of an 8-bit weight that are widened at a time for the library's product."""
 
@@ -140,7 +144,7 @@ class Linears:
         resident[(triton.cdiv(n, choice.block_n),)](
             x, rows, weight.values, weight.scale, weight.bias, norm_weight, out, eps, num_rows, n,
             x.size(1), choice.rows, choice.block_n, choice.block_k, choice.splits,
-            extras.gated, extras.activation, extras.add, "ieee", self._pdl,
+            extras.gated, extras.activation, extras.add, PRECISION, self._pdl,
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
 
@@ -151,7 +155,7 @@ class Linears:
         product[(blocks, tiles, choice.splits)](
             x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,
             choice.rows, choice.block_n, choice.block_k, choice.splits, even,
-            extras.gated, extras.activation, extras.add, "ieee", choice.prefetch, self._pdl,
+            extras.gated, extras.activation, extras.add, PRECISION, choice.prefetch, self._pdl,
             num_warps=choice.warps, num_stages=choice.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

@@ -16,14 +16,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .activation import activated
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
 
 @triton.jit
 def multiplied(w, y, total, PRECISION: tl.constexpr):
-    if INTERPRETED:  # whose `dot` knows no bf16
+    if PRECISION == "interpreted":  # the interpreter's `dot` knows no bf16
         total += tl.dot(w.to(tl.float32), y.to(tl.float32))
     else:
+        if w.dtype.primitive_bitwidth == 8:
+            w = w.to(tl.float32)  # on its way to bf16: the direct conversion takes four times as long
         total = tl.dot(w.to(y.dtype), y, total, input_precision=PRECISION)
     return total
 
