@@ -18,12 +18,11 @@ from .scores import Scorer
 from .search import NUM_PIVOTS, NUM_STATE, search_kernel
 from .sequences import ban_kernel
 from .settle import settle_kernel
-from .shortlist import LISTED, shortlist_kernel
+from .shortlist import COMPARED, LISTED, shortlist_kernel
 
 BLOCK, PART = 2048, 128
 PASSES = 3
-_PROGRAMS, _SEARCH_PROGRAMS = 1024, 264
-_CHUNK = 4096
+_PROGRAMS, _SEARCH_PROGRAMS = 1024, 512
 _SCAN_WARPS, _SHORTLIST_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 8, 4, 8
 
 
@@ -47,12 +46,12 @@ class SamplingLaunches:
 
     def __init__(
         self, state: RowState, rows: int, vocab: int, dtype: torch.dtype, device: torch.device, *,
-        block: int = BLOCK, part: int = PART, listed: int = LISTED, programs: int = _PROGRAMS,
+        block: int = BLOCK, part: int = PART, listed: int = LISTED, compared: int = COMPARED, programs: int = _PROGRAMS,
     ) -> None:  # fmt: skip
         self._state, self._vocab, self._block, self._programs = state, vocab, block, programs
         self._coarse = dtype == torch.bfloat16
         self._num_blocks = triton.cdiv(vocab, block)
-        self._parts, self._listed = block // part, listed
+        self._parts, self._listed, self._compared = block // part, listed, compared
         parts = self._num_blocks * self._parts
 
         def floats(*shape: int) -> Tensor:
@@ -71,7 +70,7 @@ class SamplingLaunches:
         self._searches = ints(1 + PASSES, rows, NUM_STATE, dtype=torch.int64)
         self._measures = floats(2, rows, self._num_blocks, 2, NUM_PIVOTS)
         self._tokens, self._flags = ints(rows), ints(rows)
-        self.scorer = Scorer(state.words, state.named, rows, vocab, block, programs, device)
+        self.scorer = Scorer(state.words, state.named, rows, vocab, block, part, programs, device)
 
     def sample(
         self, logits: Tensor, slots: Tensor, positions: Tensor, *, full: bool, cuts: bool = True
@@ -100,7 +99,7 @@ class SamplingLaunches:
             shortlist_kernel[(rows,)](
                 *row_inputs, *scanned, *parts, self._active, self._values, self._ids, self._searches, tokens,
                 vocab, blocks, **by_row, PARTS=self._parts, ALL_PARTS=triton.next_power_of_2(blocks * self._parts),
-                MOST=self._listed, CHUNK=min(_CHUNK, self._block * 2), num_warps=_SHORTLIST_WARPS,
+                MOST=self._listed, COMPARED=self._compared, CHUNK=2 * self._block, num_warps=_SHORTLIST_WARPS,
             )  # fmt: skip
             for number in range(1, PASSES + 1):
                 search_kernel[(rows, self._share(_SEARCH_PROGRAMS, rows))](

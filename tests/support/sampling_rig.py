@@ -30,6 +30,7 @@ class Rig:
         programs: int = 1,
         listed: int = 64,
         part: int = 16,
+        compared: int = 16,
     ) -> None:
         arena = Arena()
         self.state = SamplingState(arena, len(rows) + 1, vocab)
@@ -44,6 +45,7 @@ class Rig:
             DEVICE,
             block=block,
             part=part,
+            compared=compared,
             listed=listed,
             programs=programs,
         )
