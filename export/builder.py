@@ -42,6 +42,7 @@ class EngineBuilder:
         engine_dir: str | Path,
         weights: str | Path,
         *,
+        tokenizer: str | Path | None = None,
         max_input_len: int = 1024,
         max_output_len: int = 1024,
         max_batch_size: int = 4,
@@ -54,7 +55,8 @@ class EngineBuilder:
         replace: bool = False,
         **fixed: Any,
     ) -> Manifest:
-        """Make an engine directory out of any checkpoint that jitney reads: `weights` names it.
+        """Make an engine directory out of any checkpoint that jitney reads: `weights` names it, `tokenizer` a
+        directory with `tokenizer.json` where it has none.
 
         The lengths, in tokens, and the batch, in sequences, are what the engine serves unless its settings at the
         start say less. `max_seq_len` None: input and output together. `fixed`: Megatron's other arguments, which
@@ -78,6 +80,7 @@ class EngineBuilder:
                 raise InvalidField(name, "an integer of at least 1", value)
         options = ExportOptions(
             source=str(weights),
+            tokenizer=None if tokenizer is None else Path(tokenizer),
             quantize=quantize,
             tp=tensor_parallel_size,
             max_kl=max_kl,
@@ -87,5 +90,5 @@ class EngineBuilder:
             max_context=max_seq_len or max_input_len + max_output_len,
             max_batch_tokens=max_num_tokens,
         )
-        source = open_source(weights)
+        source = open_source(weights, tokenizer=tokenizer)
         return export_engine(source, Path(engine_dir), options, lambda stage, done, total: None)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ..runtime.errors import ModelError
 from ..runtime.weights.checkpoint import Checkpoint
+from ..runtime.weights.engine import is_engine
 from ..runtime.weights.locate import open_backend
 from .megatron.checkpoint import latest, megatron_format, open_megatron
 from .source import Removed, Source
 
 _OTHERS = {
+    "engine.json": "an engine directory; name the checkpoint that it was made from",
     "model_index.json": "a diffusers pipeline",
     ".zmetadata": "a zarr checkpoint; convert it to torch_dist with Megatron",
     ".metadata": "torch's distributed checkpoint without Megatron's metadata.json (torch_dcp or fsdp_dtensor)",
@@ -45,7 +47,8 @@ def open_source(model: str | Path, *, tokenizer: str | Path | None = None) -> So
     of a checkpoint.
     """
     path = Path(model)
-    if str(model) and path.is_dir() and not (path / "config.json").is_file():
+    own = is_engine(path) or not (path / "config.json").is_file()
+    if str(model) and path.is_dir() and own:
         step = latest(path)
         form = megatron_format(step)
         if form is None:

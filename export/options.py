@@ -14,9 +14,10 @@ SIZES = ("max_rows", "max_context", "max_batch_tokens")
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`source` is the user's word for the checkpoint. `max_kl` in nats; None: by type. `text` calibrates and measures;
-    None: the one that we ship. Raises `InvalidField`."""
+    None: the one that we ship. `tokenizer` is a directory, for checkpoints that have none. Raises `InvalidField`."""
 
     source: str
+    tokenizer: Path | None = None
     quantize: Narrowing | None = None
     tp: int = 1
     pp: int = 1
@@ -45,7 +46,14 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def words(self) -> tuple[str, ...]:
         """As the manifest keeps them, to make the same again."""
-        defaults: dict[str, object] = {"quantize": None, "tp": 1, "pp": 1, "max_kl": None, "text": None}
+        defaults: dict[str, object] = {
+            "tokenizer": None,
+            "quantize": None,
+            "tp": 1,
+            "pp": 1,
+            "max_kl": None,
+            "text": None,
+        }
         defaults |= dict.fromkeys(SIZES)
         given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
         words = [

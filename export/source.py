@@ -48,5 +48,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     def backend(self) -> Backend:
         """The source as an engine serves it. Raises `ModelError` where its tokenizer is missing or does not fit."""
         if self.tokenizer is None:
-            raise ModelError(f"{self.path}: the checkpoint has no tokenizer; name a directory that has one")
+            raise ModelError(
+                f"{self.path}: the checkpoint has no tokenizer; name a directory that has one (tokenizer)"
+            )
         return Checkpoint(self.name, self.config, self.weights, self.tokenizer, lambda _: self.generation)

@@ -15,7 +15,9 @@ def write_text_side(folder: Folder, source: Source) -> None:
     """Raises `ModelError` where the source has no tokenizer."""
     definition = source.tokenizer
     if definition is None:
-        raise ModelError(f"{source.path}: the checkpoint has no tokenizer; name a directory that has one")
+        raise ModelError(
+            f"{source.path}: the checkpoint has no tokenizer; name a directory that has one (tokenizer)"
+        )
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -33,6 +33,11 @@ def open_backend(model: str | Path, *, random_weights: bool = False) -> Backend:
     if str(model) and is_engine(path):
         return open_engine(path)
     if str(model) and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{path}: expected config.json or engine.json, found neither; what training left behind is first"
+                f" exported: jitney export {path} ENGINE"
+            )
         return open_directory(path, path.resolve().name, random_weights=random_weights)
     if path.suffix == ".gguf":
         from .gguf import open_gguf

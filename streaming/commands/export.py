@@ -31,6 +31,12 @@ def export(
         Literal["engine", "hf", "trtllm"],
         typer.Option(help="For jitney; for vLLM, SGLang and TensorRT-LLM; for trtllm-build."),
     ] = "engine",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="A directory with tokenizer.json, for checkpoints without one."
+        ),
+    ] = None,
     quantize: Annotated[
         Literal["int8", "int4", "fp8"] | None, typer.Option(help="Narrow the weights, with calibration.")
     ] = None,
@@ -60,6 +66,7 @@ def export(
 
     options = ExportOptions(
         source=checkpoint,
+        tokenizer=tokenizer,
         quantize=quantize,
         tp=tp,
         pp=pp,
@@ -75,7 +82,7 @@ def export(
         raise InvalidField("--pp", "1, except with --format trtllm", pp)
     if tp != 1 and format == "hf":
         raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", tp)
-    source = open_source(checkpoint)
+    source = open_source(checkpoint, tokenizer=tokenizer)
     {"engine": _engine, "hf": _huggingface, "trtllm": _trtllm}[format](source, target, options)
 
 
