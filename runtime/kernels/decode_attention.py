@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .paging import LayerCache, Rotary
-from .rope_write import quantized, turned
+from .rope_write import paired, quantized, turned
 
 MOST_PROGRAMS = 3
 FEW_ROWS = 8
@@ -44,6 +44,17 @@ def fetch_early(page, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, PAGE: tl.conste
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
     )  # fmt: skip
+
+
+@triton.jit
+def page_at(entry, ASSEMBLY: tl.constexpr):
+    """A page number from a table. By `tl.load` it would take up half of the pipeline's stages."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.s32 $0, [$1];", "=r,l", [entry.to(tl.int64)], tl.int32, is_pure=True, pack=1
+        )  # fmt: skip
+    else:
+        return tl.load(entry)
 
 
 @triton.jit
@@ -85,7 +96,7 @@ def decode_attention_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr,
     GROUP_ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, PARTS: tl.constexpr,
-    EARLY: tl.constexpr, STAGES: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     COPIES: tl.constexpr = TILE_ROWS // GROUP_ROWS
@@ -102,7 +113,7 @@ def decode_attention_kernel(
     slot = tl.load(entry + 3)
     position = tl.load(entry + 4)
     page = tl.load(entry + 5)
-    if EARLY:
+    if ASSEMBLY:
         if units > 0:
             early = pool + tl.load(entry + 6).to(tl.int64) * 2 * SIDE + head * PAGE * HEAD_DIM
             fetch_early(early, HEAD_DIM, DIM, PAGE)
@@ -115,7 +126,7 @@ def decode_attention_kernel(
     in_head = column < HEAD_DIM
     tile_row = tl.arange(0, TILE_ROWS)
     group = tl.arange(0, GROUP_ROWS)
-    one = tl.zeros([1], tl.int32)
+    one = tl.zeros([1, 1], tl.int32)
     # A tile holds each query of the group COPIES times; the first counts.
     group_row = tile_row // COPIES
     stored_row = tile_row % COPIES == 0
@@ -131,33 +142,43 @@ def decode_attention_kernel(
         token = qkv + row.to(tl.int64) * token_stride
         angle = position.to(tl.int64) * HEAD_DIM
         table = tables + slot.to(tl.int64) * pages_per_row
-        q = turned(
-            token, head * GROUP + group, group < GROUP, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
-        )  # fmt: skip
-        new_key = turned(
-            token, Q_HEADS + head + one, one == 0, norm, eps, cos + angle, sin + angle, HEAD_DIM, DIM, NORM
-        )  # fmt: skip
-        new_value = tl.load(
-            token + (Q_HEADS + KV_HEADS + head) * HEAD_DIM + column[None, :], mask=in_head[None, :], other=0.0
-        )  # fmt: skip
-        new_key = quantized(new_key.to(tl.float32), k_scale, STORED)
-        new_value = quantized(new_value.to(tl.float32), v_scale, STORED)
-        line = tl.load(table + last_page).to(tl.int64) * 2 * SIDE + (head * PAGE + position % PAGE) * HEAD_DIM
+        # All loads before any arithmetic, so that their latencies pass together.
+        q_heads = (head * GROUP + group)[:, None]
+        k_head = Q_HEADS + head + one
+        in_q = (group < GROUP)[:, None]
+        in_k = one == 0
+        q, q_partner = paired(token + q_heads * HEAD_DIM, in_q, HEAD_DIM, DIM)
+        k_new, k_partner = paired(token + k_head * HEAD_DIM, in_k, HEAD_DIM, DIM)
+        v_new = tl.load(
+            token + (k_head + KV_HEADS) * HEAD_DIM + column[None, :], mask=in_head[None, :], other=0.0
+        )
+        cosine = tl.load(cos + angle + column, mask=in_head, other=0.0)[None, :]
+        sine = tl.load(sin + angle + column, mask=in_head, other=0.0)[None, :]
+        last_place = tl.load(table + last_page).to(tl.int64)
+        q_weight, q_partner_weight, k_weight, k_partner_weight = q, q, k_new, k_new
+        if NORM:
+            q_weight, q_partner_weight = paired(norm + q_heads * HEAD_DIM, in_q, HEAD_DIM, DIM)
+            k_weight, k_partner_weight = paired(norm + k_head * HEAD_DIM, in_k, HEAD_DIM, DIM)
+        q = turned(q, q_partner, q_weight, q_partner_weight, cosine, sine, eps, HEAD_DIM, NORM)
+        k_new = turned(k_new, k_partner, k_weight, k_partner_weight, cosine, sine, eps, HEAD_DIM, NORM)
+        k_new = quantized(k_new.to(tl.float32), k_scale, STORED)
+        v_new = quantized(v_new.to(tl.float32), v_scale, STORED)
+        line = last_place * 2 * SIDE + (head * PAGE + position % PAGE) * HEAD_DIM
         written = (column < tl.where(has_last, HEAD_DIM, 0))[None, :]
-        tl.store(pool + line + column[None, :], new_key, mask=written)
-        tl.store(pool + line + SIDE + column[None, :], new_value, mask=written)
+        tl.store(pool + line + column[None, :], k_new, mask=written)
+        tl.store(pool + line + SIDE + column[None, :], v_new, mask=written)
 
         # Scores are in units of log2, so that exp2 serves. Weights are summed key by key of a page until the end.
-        new_score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
+        new_score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale
         peak = tl.where(has_last, new_score, float("-inf"))
         q = repeated(q, TILE_ROWS).to(FACTOR)
         peak = tl.reshape(repeated(peak[:, None], TILE_ROWS), [TILE_ROWS])
         weights = tl.where(key == tl.where(has_last, 0, PAGE), 1.0, 0.0)[None, :] + tl.zeros(
             [TILE_ROWS, PAGE], tl.float32
         )
-        value = tl.where(has_last, new_value.to(tl.float32), 0.0) + tl.zeros([TILE_ROWS, DIM], tl.float32)
+        value = tl.where(has_last, v_new.to(tl.float32), 0.0) + tl.zeros([TILE_ROWS, DIM], tl.float32)
         for at in tl.range(page, page_end, num_stages=STAGES):
-            place = tl.load(table + at).to(tl.int64)
+            place = page_at(table + at, ASSEMBLY).to(tl.int64)
             keys = pool + place * 2 * SIDE + head * PAGE * HEAD_DIM + tile
             seen = (at * PAGE + key < position) & (at * PAGE + key >= first_key)
             if DIM == HEAD_DIM:
@@ -284,5 +305,5 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
             PARTS=max(1, 4096 // (self._group_rows * self._dim)),
-            EARLY=qkv.is_cuda, STAGES=5 if qkv.element_size() == 2 else 3, num_warps=4, maxnreg=168,
+            ASSEMBLY=qkv.is_cuda, STAGES=3 if qkv.element_size() == 2 else 2, num_warps=4, maxnreg=168,
         )  # fmt: skip

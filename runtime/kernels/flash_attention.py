@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .paging import Chunks, LayerCache
 
+HEAD_DIMS = (64, 128, 192, 256)
+
 
 @cache
 def missing(device: torch.device) -> str | None:
     """Why this process cannot use it on a device, or None where it can. Loading the library takes about a second."""
-    if torch.cuda.get_device_capability(device)[0] != 9:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return "FlashAttention 3 is for compute capability 9.0"
     try:
         importlib.import_module("flash_attn_3._C")
@@ -32,7 +34,7 @@ def flash_attention(
     window: int | None = None,
     fresh: bool = False,
 ) -> None:
-    """As `prefill_attention`, for bfloat16 and head dims 64, 128 and 256. With `fresh`, every chunk starts at
+    """As `prefill_attention`, for bfloat16 and `HEAD_DIMS`. With `fresh`, every chunk starts at
     position 0 and its keys are taken from qkv, where `rope_write` has kept them, which is faster than from pages and
     serves any storage type; otherwise the pool is of bfloat16."""
     q_heads, kv_heads, dim = layer.num_q_heads(qkv), layer.num_kv_heads, layer.head_dim
