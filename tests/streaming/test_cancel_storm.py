@@ -143,7 +143,13 @@ def test_cancelled_by_any_route(count: int, depth: int, monkeypatch: pytest.Monk
     rng = random.Random(count + depth)
     watch = Watch(monkeypatch)
     backend = SimulatedBackend(rng, Capacity(num_pages=3 * CONTEXT, page_size=4, max_rows=16, depth=depth))
-    config = EngineConfig(max_batch_tokens=16, max_queued=100_000, step_timeout_s=1e6, tune_process=False)
+    config = EngineConfig(
+        max_batch_tokens=16,
+        max_queued=100_000,
+        step_timeout_s=1e6,
+        keep_finished_s=20,
+        tune_process=False,
+    )
 
     def check(steps: StepLoop) -> None:
         steps.scheduler.check()
