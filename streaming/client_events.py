@@ -6,7 +6,14 @@ from typing import Any
 
 import msgspec
 
-from ..runtime.errors import EngineClosed, JitneyError, ModelNotFound, QueueFull, RequestError
+from ..runtime.errors import (
+    ContextLengthExceeded,
+    EngineClosed,
+    JitneyError,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+)
 from ..runtime.events import Event, Times, Usage
 
 ENDINGS = ("response.completed", "response.incomplete", "response.failed", "error")
@@ -60,4 +67,5 @@ def _error(frame: dict[str, Any]) -> JitneyError:
         return EngineClosed(message)
     if frame["status"] == 404:
         return ModelNotFound(message, field=field)
-    return RequestError(message, field=field)
+    refused = ContextLengthExceeded if code == ContextLengthExceeded.code else RequestError
+    return refused(message, field=field)

@@ -1,4 +1,5 @@
-"""`jitney chat`: a conversation in the terminal, or the answers to the lines of standard input.
+"""`jitney chat`: a conversation in the terminal, or the answers to the lines of standard input, with a model of one's
+own or with a server's.
 
 Only answers go to standard output. The event loop runs while an answer is streamed and rests while a question
 is typed, so that the terminal's line editing works and Ctrl-C has its own meaning at each of the two places.
@@ -15,19 +16,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from ...runtime.errors import ContextLengthExceeded, GenerationFailed, JitneyError, RequestError
+from ...runtime.errors import ContextLengthExceeded, GenerationFailed, InvalidField, JitneyError, RequestError
 from ...runtime.process import num_cores
+from .answer_view import AnswerView, answer_view
 from .opening import opened, stderr
-from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted
+from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted, is_default
+from .remote import Talker, remote
 
 if TYPE_CHECKING:
-    from ...runtime import DynamicEngine, Event, SamplingParams
+    from ...runtime import Event, SamplingParams
 
+LOCAL = ("quantize", "dtype", "scripted")
+"""Options that say how a model of one's own is run."""
 HELP = "/new starts over, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
 
 
 def chat(
+    ctx: typer.Context,
     model: Model = DEFAULT_MODEL,
+    url: Annotated[
+        str | None, typer.Option(help="Talk to this server in place of a model of one's own.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="JITNEY_API_KEY", help="The server's key.", show_envvar=True)
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 to 2.  [default: the model's own; 0 where the input is piped]")
@@ -42,6 +54,8 @@ def chat(
     """Talk to a model in the terminal. Piped, it answers each line of its input, greedily."""
     from ...runtime import EngineConfig, SamplingParams
 
+    if url is not None and not all(is_default(ctx, name) for name in LOCAL):
+        raise InvalidField("--url", f"none of {', '.join('--' + name for name in LOCAL)} beside it", url)
     typed = sys.stdin.isatty()
     if temperature is None and not typed:
         temperature = 0.0
@@ -50,10 +64,15 @@ def chat(
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            engine = runner.run(stack.enter_async_context(opened(model, scripted, config)))
-            if max_tokens is None:
-                params = msgspec.structs.replace(params, max_tokens=min(1024, engine.context_length // 2))
-            conversation = Conversation(runner, engine, params, system)
+            if url is None:
+                engine = runner.run(stack.enter_async_context(opened(model, scripted, config)))
+                if max_tokens is None:
+                    params = msgspec.structs.replace(params, max_tokens=min(1024, engine.context_length // 2))
+                talker: Talker = engine
+            else:
+                named = None if is_default(ctx, "model") else model
+                talker = runner.run(stack.enter_async_context(remote(url, api_key=api_key, model=named)))
+            conversation = Conversation(runner, talker, params, system)
             if typed:
                 _in_terminal(conversation)
             else:
@@ -66,7 +85,7 @@ class Conversation:
     """The messages so far, and the one way to add to them."""
 
     def __init__(
-        self, runner: asyncio.Runner, engine: DynamicEngine, params: SamplingParams, system: str | None
+        self, runner: asyncio.Runner, engine: Talker, params: SamplingParams, system: str | None
     ) -> None:
         self._runner = runner
         self._engine = engine
@@ -84,15 +103,16 @@ class Conversation:
         """
         before = list(self._messages)
         self._messages.append({"role": "user", "content": question})
+        view = answer_view()
         try:
-            self._runner.run(self._answer())
+            self._runner.run(self._answer(view))
         except JitneyError:
             self._messages = before
             raise
         finally:
-            _say("\n")
+            view.end()
 
-    async def _answer(self) -> None:
+    async def _answer(self, view: AnswerView) -> None:
         said: list[str] = []
         try:
             async with aclosing(self._events()) as events:
@@ -100,7 +120,7 @@ class Conversation:
                     if event.error is not None:
                         raise GenerationFailed(event.error)
                     said.append(event.text)
-                    _say(event.text)
+                    view.write(event.text)
         finally:
             self._messages.append({"role": "assistant", "content": "".join(said)})
 
@@ -119,11 +139,6 @@ class Conversation:
                     raise
                 del self._messages[:2]
                 stderr().print("The context is full: the oldest question and its answer are forgotten.")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _over_pipe(conversation: Conversation) -> None:

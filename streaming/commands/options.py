@@ -22,6 +22,12 @@ def num_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def is_default(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was left out."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name in ("DEFAULT", "DEFAULT_MAP")
+
+
 Model = Annotated[
     str,
     typer.Argument(help=MODEL_HELP, show_default=True),
