@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 REDRAW_S = 0.08
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+"""Characters with which an answer could steer the terminal; new lines and tabs are not among them."""
 
 
 class AnswerView(Protocol):
@@ -46,21 +48,26 @@ class RichAnswer:
         self._live.start()
 
     def write(self, text: str) -> None:
-        self._open += text
+        self._open += text.translate(CONTROLS)
         done, self._open = split_blocks(self._open)
         if done:
             self._live.update("")
-            self._console.print(Markdown(done))
+            self._console.print(_drawn(done))
             self._console.print()
         if done or time.monotonic() - self._drawn_at > REDRAW_S:
             self._drawn_at = time.monotonic()
-            self._live.update(Markdown(self._open), refresh=True)
+            self._live.update(_drawn(self._open), refresh=True)
 
     def end(self) -> None:
         self._live.update("")
         self._live.stop()
         if self._open.strip():
-            self._console.print(Markdown(self._open))
+            self._console.print(_drawn(self._open))
+
+
+def _drawn(text: str) -> Markdown:
+    """Links show where they lead."""
+    return Markdown(text, hyperlinks=False)
 
 
 def split_blocks(text: str) -> tuple[str, str]:

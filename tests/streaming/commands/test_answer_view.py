@@ -61,3 +61,11 @@ def test_the_screen_holds_every_block_once(seed: int) -> None:
     shown = screen.getvalue()
     for once in ("Title", "A paragraph of two lines.", "still one", "two", "a = 1", "b = 2", "The end."):
         assert shown.count(once) == (2 if once == "two" else 1), (once, shown)
+
+
+def test_an_answer_cannot_steer_the_terminal() -> None:
+    screen = io.StringIO()
+    view = RichAnswer(Console(file=screen, force_terminal=False, width=60))
+    view.write("a\x1b[2Jb\x07\x9b31mc [d](https://example.com/e)")
+    view.end()
+    assert screen.getvalue().strip() == "a[2Jb31mc d (https://example.com/e)"
