@@ -21,6 +21,10 @@ from .messages import Generate, Output, SchedulerStats
 from .seating import Seating
 from .sequence import Sequence
 
+EAGERNESS, CROWD = 16, 64
+"""A launch takes twice as many prompt tokens beside decoding rows when a 16th as many rows as decode (or as a crowd of
+64) are held up: one long prompt hardly slows the others, a full waiting room is emptied soon."""
+
 _BY_ORDER = attrgetter("order")
 
 
@@ -121,10 +125,13 @@ class Scheduler:
         return self._launch(launch, seats, grown)
 
     def _chunk_budget(self, decoding: int) -> int:
-        """Prompt tokens of a launch beside `decoding` rows: at least a page, so that prompts always advance."""
+        """Prompt tokens of a launch. Beside `decoding` rows they are few, so that those keep their pace, but the more
+        rows wait for each that decodes, the more; at least a page, so that prompts always advance."""
         budget = self._max_tokens - decoding
         if decoding:
-            budget = min(budget, self._mixed_tokens)
+            held_up = len(self._running) + len(self._waiting) - decoding
+            eagerness = 1 + held_up / (max(decoding, CROWD) / EAGERNESS)
+            budget = min(budget, int(self._mixed_tokens * eagerness))
         return max(budget, self.capacity.page_size)
 
     def _launch(

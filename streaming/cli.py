@@ -14,6 +14,7 @@ from .commands.chat import chat
 from .commands.export import export
 from .commands.generate import generate
 from .commands.key import key
+from .commands.plan import plan
 from .commands.serve import serve
 from .commands.settings import CONTEXT
 
@@ -52,7 +53,7 @@ def _options(
 
 app.command()(chat)
 app.command(context_settings=CONTEXT)(serve)
-for command in (generate, bench, export, key):
+for command in (generate, bench, export, key, plan):
     app.command()(command)
 
 

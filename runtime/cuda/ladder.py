@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from .forward import Pass
 from .sizes import CHUNK_ROWS, Sizes
 
-TOKEN_BUCKETS = (16, 64, 128, 256, 512, 1024)
+TOKEN_BUCKETS = (16, 64, 128, 256, 512, 1024, 2048, 4096)
 """Prompt tokens of a pass with a graph; more are launched one by one, since the device then has work enough to hide
 that."""
 FEW_CHUNKS = 16

@@ -7,7 +7,7 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -25,7 +25,7 @@ from ..model.config import ModelConfig
 from ..model.layers import Layers, Weights, load_layers
 from ..weights.random_weights import RandomWeights
 from .arena import Arena
-from .forward import Forward, Ops
+from .forward import Forward, Ops, Pass
 from .graphs import Graphs
 from .ladder import Ladder
 from .naive import NaiveOps
@@ -114,7 +114,7 @@ def build_step(
         max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
-    for _ in range(len(sizes.row_buckets) if device.type == "cuda" else 0):
+    for _ in range(sum(1 for _ in _needed(ladder)) if device.type == "cuda" else 0):
         step.prepare()
     return step
 
@@ -128,10 +128,15 @@ def mixed_tokens(model: ModelConfig, most: int) -> int:
     return min(most, max(4 * PAGE_TOKENS, tokens // PAGE_TOKENS * PAGE_TOKENS))
 
 
-def _ladder(ladder: Ladder) -> Any:
-    yield from ladder.decoding()
-    yield from ladder.decoding(cuts=True)
+def _needed(ladder: Ladder) -> Iterator[Pass]:
+    """What is captured before the engine opens: without these a stream would stutter."""
     yield from ladder.mixed()
+    yield from ladder.decoding()
+
+
+def _ladder(ladder: Ladder) -> Iterator[Pass]:
+    yield from _needed(ladder)
+    yield from ladder.decoding(cuts=True)
     yield from ladder.decoding(full=True)
 
 

@@ -7,11 +7,9 @@ chosen above what the checks of requests let through.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import float32
 
 from ..batch import RowSampling, Seat
@@ -19,7 +17,7 @@ from ..kernels import marks, row_words
 from ..kernels.sampling import RowState
 from ..kernels.scores import MOST_NAMED, MOST_TOP
 from ..kernels.sequences import HISTORY, MOST_IDS, MOST_SEQUENCES
-from .arena import Arena, Patch
+from .arena import Arena, Patch, Words
 
 _LOG2_E = math.log2(math.e)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -29,8 +27,6 @@ _UNDERFLOW = 104.0
 
 def refusal(sampling: RowSampling) -> str | None:
     """What a row asks beyond the bounds, as a sentence; None: nothing."""
-    if sampling.top_p_decay != 1.0:
-        return "top_p_decay: not on this device"
     sequences = _sequences(sampling)
     for what, asked, most in (
         ("logit_bias entries", len(sampling.logit_bias), marks.MOST_BIASES),
@@ -49,6 +45,12 @@ def refusal(sampling: RowSampling) -> str | None:
 def needs_full(sampling: RowSampling) -> bool:
     """Whether the row needs the launches for adjustments and log-probabilities."""
     return _is_adjusted(sampling) or sampling.logprobs is not None
+
+
+def is_cut(sampling: RowSampling) -> bool:
+    """Whether the row needs the launches for cuts."""
+    cuts = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.top_p_decay < 1.0 or sampling.min_p > 0.0
+    return sampling.temperature > 0 and cuts
 
 
 class SamplingState:
@@ -107,17 +109,12 @@ def _is_adjusted(sampling: RowSampling) -> bool:
     return bool(lists) or sampling.min_tokens > 0 or _is_penalised(sampling)
 
 
-def is_cut(sampling: RowSampling) -> bool:
-    """Whether the row needs the search for its threshold."""
-    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.top_p_decay < 1.0 or sampling.min_p > 0.0
-
-
 def _mode(sampling: RowSampling) -> int:
     random = sampling.temperature > 0
     flags = (
         (row_words.SEATED, True),
         (row_words.RANDOM, random),
-        (row_words.CUT, random and is_cut(sampling)),
+        (row_words.CUT, is_cut(sampling)),
         (row_words.ADJUSTED, _is_adjusted(sampling)),
         (row_words.ONLY_LISTED, bool(sampling.allowed_token_ids)),
         (row_words.COUNTED, _is_penalised(sampling)),
@@ -162,23 +159,26 @@ def _words(seat: Seat) -> NDArray[np.int32]:
     return words.view(np.int32)
 
 
-def _marks(seat: Seat) -> tuple[Sequence[int], NDArray[np.int32]]:
+def _marks(seat: Seat) -> tuple[Words, Words]:
     """Token ids, each once, and their marks."""
     sampling = seat.sampling
-    found: Counter[int] = Counter()
+    parts: list[tuple[ArrayLike, ArrayLike]] = [
+        (
+            [sequence[0] for sequence in sampling.bad_token_sequences if len(sequence) == 1],
+            marks.BANNED.value,
+        ),
+        (sampling.allowed_token_ids, marks.LISTED.value),
+        (sampling.end_token_ids if sampling.min_tokens else (), marks.END.value),
+    ]
+    found = [(np.unique(np.asarray(ids, dtype=np.int64)), mark) for ids, mark in parts]
     if _is_penalised(sampling):
-        most = marks.COUNT.value
-        found.update({token: min(n, most) for token, n in Counter(seat.tokens[seat.prompt_len :]).items()})
-        _add(found, marks.IN_PROMPT.value, seat.tokens[: seat.prompt_len])
-    _add(found, marks.BANNED.value, [s[0] for s in sampling.bad_token_sequences if len(s) == 1])
-    _add(found, marks.LISTED.value, sampling.allowed_token_ids)
-    if sampling.min_tokens:
-        _add(found, marks.END.value, sampling.end_token_ids)
-    for i, (token, _) in enumerate(sampling.logit_bias):
-        found[token] += (i + 1) << marks.BIAS_SHIFT.value
-    return list(found), np.array(list(found.values()), dtype=np.uint32).view(np.int32)
-
-
-def _add(found: Counter[int], flag: int, ids: Sequence[int]) -> None:
-    for token in set(ids):
-        found[token] += flag
+        tokens = np.asarray(seat.tokens, dtype=np.int64)
+        generated, times = np.unique(tokens[seat.prompt_len :], return_counts=True)
+        found.append((generated, np.minimum(times, marks.COUNT.value)))
+        found.append((np.unique(tokens[: seat.prompt_len]), marks.IN_PROMPT.value))
+    biased = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
+    found.append((biased, (1 + np.arange(biased.size)) << marks.BIAS_SHIFT.value))
+    ids, place = np.unique(np.concatenate([ids for ids, _ in found]), return_inverse=True)
+    each = np.concatenate([np.broadcast_to(mark, ids.shape) for ids, mark in found])
+    together = np.bincount(place, weights=each, minlength=ids.size).astype(np.uint32)
+    return ids.astype(np.int32), together.view(np.int32)

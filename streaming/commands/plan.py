@@ -1,0 +1,78 @@
+"""`jitney plan`: what a model takes on a card, in bytes, before a weight is read. Needs no card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...runtime.errors import InvalidField
+from .options import Dtype, Model, num_bytes
+
+
+def plan(
+    model: Model,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=num_bytes, metavar="SIZE", help="Such as 24GiB.  [default: what the card has free]"
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="Sequences that decode together.  [default: 256]")
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one sequence.  [default: the model's]")
+    ] = None,
+    dtype: Dtype = "auto",
+    quantize: Annotated[Literal["fp8"] | None, typer.Option(help="What weights are narrowed to.")] = None,
+    kv_dtype: Annotated[
+        Literal["auto", "fp8"], typer.Option(help="What keys and values are kept in.")
+    ] = "auto",
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures there too.")] = None,
+) -> None:
+    """Size an engine for a card: bytes by purpose, and how many tokens its pages hold. Reads only headers."""
+    from ...runtime.config import EngineConfig
+    from ...runtime.cuda.plan import plan_device
+    from ...runtime.engines.abstract import resolve
+
+    config = EngineConfig(
+        max_rows=max_rows, max_context=max_context, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype,
+        memory_bytes=memory,
+    )  # fmt: skip
+    shape = getattr(resolve(model), "config", None)
+    if shape is None:
+        raise InvalidField("MODEL", "a model that a card serves", model)
+    is_wide = dtype == "float32" or (dtype == "auto" and shape.dtype == "float32")
+    made = plan_device(shape, config, memory or _free_bytes(), value_bytes=4 if is_wide else 2)
+    Console(highlight=False, markup=False).print(_table(model, made))
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+
+
+def _free_bytes() -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InvalidField("--memory", "a size such as 24GiB, where there is no card to ask", None)
+    return torch.cuda.mem_get_info()[0]
+
+
+def _table(model: str, made: Any) -> Table:
+    sizes = made.sizes
+    table = Table(
+        title=f"{model}: {sizes.max_rows} rows of up to {sizes.context:,} tokens",
+        caption=f"{sizes.num_pages - 1:,} pages hold {made.num_tokens:,} tokens, all rows together.",
+    )
+    table.add_column("purpose")
+    table.add_column("bytes", justify="right")
+    table.add_column("GiB", justify="right")
+    for purpose, size in [*made.parts.items(), ("total", made.total_bytes)]:
+        table.add_row(
+            purpose, f"{size:,}", f"{size / 2**30:.2f}", end_section=purpose == list(made.parts)[-1]
+        )
+    return table
