@@ -46,8 +46,8 @@ def read_torch_checkpoint(directory: Path) -> MegatronState:
         columns = [(paths[rank, stage], states[rank, stage]) for stage in range(stages)]
         _collect(shards, rank, [(path, _chunks(path, state)) for path, state in columns], tally)
     if not arguments.get("untie_embeddings_and_output_weights", True):
-        copies = shards.pop("output_layer.weight", {})  # of the embedding, on the last pipeline stage
-        tally.add("tied copy", len(copies), sum(copy.num_bytes for copy in copies.values()))
+        for copy in shards.pop("output_layer.weight", {}).values():  # on the last pipeline stage
+            tally.add("copy of the embedding", 1, copy.num_bytes)
     gated = bool(arguments.get("swiglu"))
     tensors = {name: _joined(directory, name, parts, tensor_size, gated) for name, parts in shards.items()}
     return MegatronState(directory, arguments, tensors, tally.removed())

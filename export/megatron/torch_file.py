@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ...runtime.errors import ModelError
 from .pickled import Name, PickleReader, Record, Refused
 from .stored_tensor import ELEMENT_BYTES, StoredTensor
-from .torch_names import STORAGE_TYPES, builder
+from .torch_names import PARAMETERS, STORAGE_TYPES, builder
 
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_MEMBERS = 1 << 20
@@ -101,6 +101,8 @@ class _Archive:
         return PickleReader(data, self._builder, self._storage).read()
 
     def _builder(self, path: str) -> Any:
+        if path == _WITH_ATTRIBUTES:
+            return self._rebuild_with_attributes
         return self._rebuild if path in _REBUILDS else builder(path)
 
     def _bytes(self, member: zipfile.ZipInfo, most: int) -> bytes:
@@ -159,7 +161,18 @@ class _Archive:
             raise Refused(f"a tensor of shape {shape} repeats its {storage.num_bytes} bytes")
         return StoredTensor(self._path, storage.start + offset * unit, dtype, tuple(shape), tuple(strides))
 
+    def _rebuild_with_attributes(self, args: tuple[Any, ...]) -> Any:
+        """A tensor that had attributes in Python: (how it is rebuilt, its class, the arguments, the attributes)."""
+        if len(args) != 4 or not isinstance(args[0], Name) or not isinstance(args[2], tuple):
+            raise Refused("a tensor with attributes that is no tensor")
+        if args[0].path in _REBUILDS:
+            return self._rebuild(args[2])
+        if args[0].path in PARAMETERS and args[2] and isinstance(args[2][0], StoredTensor):
+            return args[2][0]
+        raise Refused(f"a tensor that is made by {args[0].path[:80]}")
 
+
+_WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 _REBUILDS = {f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3")}
 
 

@@ -53,12 +53,12 @@ def _bytes(args: tuple[Any, ...]) -> bytes:
     raise Refused("bytes that are no Latin-1 text")
 
 
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _mapping,
     "torch.Size": _size,
     "_codecs.encode": _bytes,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    **dict.fromkeys(PARAMETERS, _parameter),
 }
 _PLAIN = {
     "builtins": "set frozenset complex slice range bytearray list dict tuple object int float bool str bytes",
@@ -73,7 +73,8 @@ _PLAIN = {
     "numpy": "ndarray dtype float64 float32 int64 int32 bool_ uint32",
     "numpy.core.multiarray": "_reconstruct scalar",
     "numpy.core.numeric": "_frombuffer",
-    "torch": f"device strided {' '.join(ELEMENT_BYTES)} float8_e4m3fn float8_e5m2 contiguous_format preserve_format",
+    "torch": f"Tensor device strided contiguous_format {' '.join(ELEMENT_BYTES)} float8_e4m3fn float8_e5m2",
+    "torch.nn.parameter": "Parameter",
     "torch.serialization": "_get_layout",
 }
 _SAME_AS = {

@@ -12,7 +12,7 @@ NAMES = [
     *("torch.hub.load", "torch.load", "torch.save", "torch.jit.load", "torch.package.PackageImporter"),
     *("torch.utils.cpp_extension.load_inline", "torch._C._nn.gelu", "torch.serialization.load"),
     *("torch.storage._load_from_bytes", "torch._utils._rebuild_device_tensor_from_numpy"),
-    *("torch._utils._rebuild_wrapper_subclass", "torch._tensor._rebuild_from_type_v2", "torch.compile"),
+    *("torch._utils._rebuild_wrapper_subclass", "torch._tensor._rebuild_from_type", "torch.compile"),
     *(
         "numpy.load",
         "numpy.f2py.compile",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import pickle
 import struct
 from typing import Any
 
 import pytest
 from hostile_pickles import NAMES, calls
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jitney.export.megatron.pickled import MAX_OBJECTS, Name, PickleReader, Record, Refused
 from jitney.export.megatron.torch_names import builder
@@ -38,6 +41,29 @@ def test_plain_values(value: Any, protocol: int) -> None:
 def test_bytes_and_sets_are_values_where_the_protocol_has_them(value: Any) -> None:
     assert read(pickle.dumps(value, 4)) == value
     assert isinstance(read(pickle.dumps([value], 2)), list)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+KEYS = st.text() | st.integers(-(2**59), 2**59) | st.tuples(st.text(), st.none() | st.booleans())
+NESTS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner) | st.lists(inner).map(tuple),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(NESTS, st.integers(2, 5))
+def test_any_nest_of_plain_values(value: Any, protocol: int) -> None:
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    for start in (b"", b"\x80\x02", b"\x80\x04]"):
+        with contextlib.suppress(Refused):
+            read(start + data)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

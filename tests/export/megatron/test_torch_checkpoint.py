@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,36 @@ def test_parameters_that_are_views_of_one_buffer(tmp_path: Path) -> None:
     fused = "decoder.layers.1.self_attention.linear_qkv.weight"
     views[fused] = torch.nn.Parameter(tensors[fused].t().contiguous().t())
     assert_weights(open_source(made.save(tmp_path, made.state(views))), tensors)
+
+
+def test_tensors_with_attributes(tmp_path: Path) -> None:
+    """As Megatron marks parameters, and the optimizer's copies of them."""
+    tensors: dict[str, Any] = made.model()
+    for name, tensor in tensors.items():
+        tensors[name] = torch.nn.Parameter(tensor) if "linear" in name else tensor
+        tensors[name].tensor_model_parallel, tensors[name].partition_dim = True, 0
+    optimizer = [tensor.detach().clone() for tensor in tensors.values()]
+    for tensor in optimizer:
+        tensor.shared = True
+    source = open_source(made.save(tmp_path, made.state(tensors) | {"optimizer": optimizer}))
+    assert_weights(source, tensors)
+    assert source.stripped[0].num_items == len(tensors)
+
+
+@pytest.mark.parametrize("how", ["os.system", "argparse.Namespace", "torch.Size"])
+def test_attributes_are_no_way_in(how: str, tmp_path: Path) -> None:
+    import pickle
+
+    class Made:
+        def __reduce__(self) -> Any:
+            module, name = how.rsplit(".", 1)
+            function = getattr(__import__(module), name)
+            return torch._tensor._rebuild_from_type_v2, (function, torch.Tensor, ("touch x",), {})
+
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(Made(), 2))
+    with pytest.raises(ModelError, match=how.replace(".", "[.]") if how != "os.system" else "posix.system"):
+        read_torch_file(tmp_path / "x.pt")
 
 
 def test_zero_centred_norms_are_rounded_once(tmp_path: Path) -> None:
