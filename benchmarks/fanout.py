@@ -5,8 +5,9 @@
 `jitney` is the whole: engine, responses, `/v1/responses`, on a step that only waits for its time. The others send one
 ready-made text of 173 bytes to each socket: `wire` through `jitney.streaming.wire`, `asgi` through Starlette on
 uvicorn, `websockets` on the library alone. Clients are a process of their own that reads and throws away. Prints, for
-the server's loop thread, CPU per message, and how late a timer of 5 ms fires; for `jitney` also the calls of
-`call_soon_threadsafe` beside the steps.
+the server's loop thread, CPU per message, CPU of one turn of the loop (what a timer waits for at most where no other
+program wants the core), and how late a timer of 5 ms fires; for `jitney` also the calls of `call_soon_threadsafe`
+beside the steps.
 """
 
 from __future__ import annotations
@@ -74,16 +75,29 @@ class PacedBackend(ScriptedBackend):
 
 
 class Meter:
-    """CPU of this thread and lateness of a timer, between `start` and `stop`."""
+    """CPU of this thread, of each turn of its loop, and the lateness of a timer."""
 
     def __init__(self) -> None:
         self.lags: list[float] = []
-        self.messages = 0
+        self.turns: list[float] = []
+
+    def watch(self, selector: Any) -> None:
+        """From here on, a turn is what lies between two waits of the loop."""
+        select, since = selector.select, [time.thread_time()]
+
+        def watched(timeout: float | None = None) -> Any:
+            self.turns.append(time.thread_time() - since[0])
+            found = select(timeout)
+            since[0] = time.thread_time()
+            return found
+
+        selector.select = watched
 
     async def run(self, seconds: float) -> None:
         gc.collect()
         gc.freeze()  # as `jitney serve` does
         loop = asyncio.get_running_loop()
+        self.watch(loop._selector)  # type: ignore[attr-defined]
         began, cpu = loop.time(), time.thread_time()
         while loop.time() < began + seconds:
             due = loop.time() + PROBE_S
@@ -92,11 +106,13 @@ class Meter:
         self.cpu_s = time.thread_time() - cpu
 
     def report(self, name: str, messages: int, extra: str = "") -> None:
-        lags = sorted(self.lags)
+        lags, turns = sorted(self.lags), sorted(self.turns)
         p50, p99 = (1000 * lags[int(len(lags) * q)] for q in (0.5, 0.99))
+        turn = 1000 * turns[int(len(turns) * 0.99)]
         per_message = 1e6 * self.cpu_s / max(1, messages)
         print(  # noqa: T201
             f"{name:>10}  {messages:>7} messages  {per_message:5.1f} us CPU each  "
+            f"CPU of a turn p99 {turn:.2f} ms, worst {1000 * turns[-1]:.1f} ms  "
             f"timer late p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {1000 * lags[-1]:.1f} ms  {extra}"
         )
 

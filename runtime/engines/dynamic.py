@@ -29,6 +29,7 @@ from ..layout import Layout
 from ..messages import Generate, News, Opened, Report, Stop, Stopped
 from ..observer import Observer
 from ..params import SamplingParams
+from ..portions import Portions
 from ..process import switch_interval
 from ..response import Response
 from ..scheduler import Scheduler
@@ -87,6 +88,7 @@ class DynamicEngine(AbstractEngine):
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._watchdog: asyncio.TimerHandle | None = None
         self._inbox = Inbox()
+        self._portions = Portions(self._loop, self._receive)
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="jitney-tokenizer")
         if self.config.tune_process:
             switch_interval.acquire()
@@ -229,9 +231,7 @@ class DynamicEngine(AbstractEngine):
 
     def _post(self, news: News) -> None:
         """Called on the worker's thread: the second crossing."""
-        try:
-            self._loop.call_soon_threadsafe(self._receive, news)
-        except RuntimeError:
+        if not self._portions.post(news):
             self._inbox.put(Stop())  # the loop is closed: nobody is left to serve
 
     def _receive(self, news: News) -> None:

@@ -1,0 +1,70 @@
+"""The worker's news in portions: in order, one a turn, one wake-up a report."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from jitney.runtime.batch import Capacity
+from jitney.runtime.messages import Opened, Output, Report, SchedulerStats, Stopped
+from jitney.runtime.portions import MAX_OUTPUTS, Portions
+
+
+def report(step: int, count: int) -> Report:
+    return Report([Output(f"{step}-{row}", 0) for row in range(count)], SchedulerStats(steps=step))
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_report_is_taken_in_a_portion_a_turn_and_nothing_overtakes() -> None:
+    taken: list[Any] = []
+    portions = Portions(asyncio.get_running_loop(), taken.append)
+    news = [Opened(Capacity(1, 1, 1)), report(1, 3 * MAX_OUTPUTS + 1), report(2, 2), Stopped(None)]
+    for each in news:
+        assert portions.post(each)
+    await turns(1)
+    assert len(taken) <= 2
+    await turns(10)
+    assert [len(each.outputs) for each in taken[1:-1]] == [MAX_OUTPUTS] * 3 + [1, 2]
+    assert taken[0] == news[0] and taken[-1] == news[-1]
+    ids = [output.id for each in taken[1:-1] for output in each.outputs]
+    assert ids == [output.id for each in (news[1], news[2]) for output in each.outputs]  # type: ignore[union-attr]
+    assert all(each.stats.steps == int(each.outputs[0].id[0]) for each in taken[1:-1])
+
+
+@pytest.mark.parametrize("count", [0, 1, MAX_OUTPUTS])
+async def test_a_small_report_is_taken_at_once_and_whole(count: int) -> None:
+    taken: list[Any] = []
+    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions.post(report(1, count))
+    await turns(1)
+    assert taken == [report(1, count)]
+
+
+async def test_what_raises_stops_nothing_behind_it() -> None:
+    taken: list[Any] = []
+    told: list[Any] = []
+
+    def take(news: Any) -> None:
+        taken.append(news)
+        if len(taken) == 1:
+            raise ValueError("the first")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    portions = Portions(loop, take)
+    portions.post(report(1, 2 * MAX_OUTPUTS))
+    portions.post(report(2, 1))
+    await turns(5)
+    assert len(taken) == 3 and [str(error) for error in told] == ["the first"]
+
+
+def test_a_closed_loop_takes_nothing() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    assert not Portions(loop, lambda news: None).post(report(1, 1))
