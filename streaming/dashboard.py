@@ -78,7 +78,7 @@ def _places(layout: Layout | None, principal: Principal) -> dict[str, Any]:
     return {
         "max_rows": layout.max_rows,
         "seats": [_seat(row, principal) for row in layout.seated],
-        "pages": _cells(layout, per_cell),
+        "pages": cells_of(layout, per_cell),
         "pages_per_cell": per_cell,
     }
 
@@ -98,7 +98,7 @@ def _seat(row: Seated, principal: Principal) -> dict[str, int | str]:
     }
 
 
-def _cells(layout: Layout, per_cell: int) -> Sequence[int]:
+def cells_of(layout: Layout, per_cell: int) -> Sequence[int]:
     """The slot that owns a page of the cell, or what else the cell holds."""
     meanings = {FREE: FREE_PAGE, CACHED: CACHED_PAGE}
     owners = [meanings.get(state, LEAVING_PAGE) for state in layout.pages]
