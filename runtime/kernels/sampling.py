@@ -23,7 +23,7 @@ from .shortlist import COMPARED, LISTED, shortlist_kernel
 BLOCK, PART = 2048, 128
 PASSES = 3
 _PROGRAMS, _SEARCH_PROGRAMS = 1024, 512
-_SCAN_WARPS, _SHORTLIST_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 8, 4, 8
+_SCAN_WARPS, _SHORTLIST_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 16, 4, 8
 
 
 class RowState(NamedTuple):
@@ -50,7 +50,7 @@ class SamplingLaunches:
     ) -> None:  # fmt: skip
         self._state, self._vocab, self._block, self._programs = state, vocab, block, programs
         self._coarse = dtype == torch.bfloat16
-        self._num_blocks = triton.cdiv(vocab, block)
+        self._num_blocks: int = triton.cdiv(vocab, block)
         self._parts, self._listed, self._compared = block // part, listed, compared
         parts = self._num_blocks * self._parts
 

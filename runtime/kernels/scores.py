@@ -136,7 +136,7 @@ class Scorer:
     ) -> None:  # fmt: skip
         self._words, self._named, self._vocab = words, named, vocab
         self._block, self._parts, self._programs = block, block // part, programs
-        self._num_blocks = triton.cdiv(vocab, block)
+        self._num_blocks: int = triton.cdiv(vocab, block)
         parts = self._num_blocks * self._parts
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
