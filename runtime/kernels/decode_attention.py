@@ -19,12 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembly import fetch_early, page_at, widened
 from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
 
-MOST_PROGRAMS = 3
-FEW_ROWS = 8
+MOST_PROGRAMS = 2
+FEW_ROWS = 16
 """Programs a multiprocessor: one where few rows leave little to do beside the parts' combination."""
 
 
@@ -33,28 +34,6 @@ def repeated(x, ROWS: tl.constexpr):
     """Each row of x [n, m] ROWS / n times: [ROWS, m]."""
     copies: tl.constexpr = ROWS // x.shape[0]
     return tl.reshape(tl.broadcast_to(x[:, None, :], [x.shape[0], copies, x.shape[1]]), [ROWS, x.shape[1]])
-
-
-@triton.jit
-def fetch_early(page, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr):
-    """Ask for a head's page to come into the L2 cache, and wait for nothing."""
-    LINE: tl.constexpr = 1024 // page.dtype.element_ty.primitive_bitwidth
-    lines = tl.arange(0, DIM // LINE if DIM > LINE else 1) * LINE
-    at = page + tl.arange(0, PAGE)[:, None] * HEAD_DIM + lines[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
-    )  # fmt: skip
-
-
-@triton.jit
-def page_at(entry, ASSEMBLY: tl.constexpr):
-    """A page number from a table. By `tl.load` it would take up half of the pipeline's stages."""
-    if ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            "ld.global.nc.s32 $0, [$1];", "=r,l", [entry.to(tl.int64)], tl.int32, is_pure=True, pack=1
-        )  # fmt: skip
-    else:
-        return tl.load(entry)
 
 
 @triton.jit
@@ -196,7 +175,7 @@ def decode_attention_kernel(
             chances = tl.exp2(scores - new_peak[:, None])
             weights = weights * shrink[:, None] + chances
             value = tl.dot(
-                chances.to(FACTOR), v.to(FACTOR), value * shrink[:, None], input_precision="ieee"
+                chances.to(FACTOR), widened(v, FACTOR, ASSEMBLY), value * shrink[:, None], input_precision="ieee"
             )  # fmt: skip
             peak = new_peak
         weight = tl.sum(weights, 1)
@@ -305,5 +284,5 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
             PARTS=max(1, 4096 // (self._group_rows * self._dim)),
-            ASSEMBLY=qkv.is_cuda, STAGES=3 if qkv.element_size() == 2 else 2, num_warps=4, maxnreg=168,
+            ASSEMBLY=qkv.is_cuda, STAGES=3 if qkv.element_size() == 2 else 2, num_warps=4,
         )  # fmt: skip

@@ -25,25 +25,25 @@ def quantized(x, scale, dtype: tl.constexpr):
 
 
 @triton.jit
-def turned(
-    token, heads, valid, norm, eps, cos, sin, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr
-):
-    """Heads [N] of a token, normed and turned: [N, DIM] in the token's type."""
+def paired(heads, valid, HEAD_DIM: tl.constexpr, DIM: tl.constexpr):
+    """The elements of heads [N, 1] of pointers, and beside each the one that it turns with: [N, DIM] twice."""
     column = tl.arange(0, DIM)
     partner = (column + HEAD_DIM // 2) % HEAD_DIM
-    in_head = column < HEAD_DIM
-    inside = valid[:, None] & in_head[None, :]
-    dtype = token.dtype.element_ty
-    x = tl.load(token + heads[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(token + heads[:, None] * HEAD_DIM + partner[None, :], mask=inside, other=0.0).to(tl.float32)
+    inside = valid & (column < HEAD_DIM)[None, :]
+    x = tl.load(heads + column[None, :], mask=inside, other=0.0)
+    return x, tl.load(heads + partner[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def turned(x, y, x_weight, y_weight, cosine, sine, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr):
+    """Heads x [N, DIM] with partners y, normed and turned, in their type."""
+    dtype: tl.constexpr = x.dtype
+    x = x.to(tl.float32)
+    y = y.to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
-        x_weight = tl.load(norm + heads[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0)
-        y_weight = tl.load(norm + heads[:, None] * HEAD_DIM + partner[None, :], mask=inside, other=0.0)
         x = ((x * scale).to(dtype).to(tl.float32) * x_weight.to(tl.float32)).to(dtype).to(tl.float32)
         y = ((y * scale).to(dtype).to(tl.float32) * y_weight.to(tl.float32)).to(dtype).to(tl.float32)
-    cosine = tl.load(cos + column, mask=in_head, other=0.0)[None, :]
-    sine = tl.load(sin + column, mask=in_head, other=0.0)[None, :]
     return (x * cosine + y * sine).to(dtype)
 
 
