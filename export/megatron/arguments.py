@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...runtime.errors import ModelError
 from ...runtime.model.config import ModelConfig, RopeScaling
 from ...runtime.weights.hf_config import MAX_LAYERS, MAX_SIZE
-from .pickled import Record
+from .pickled import shown
 
 _REFUSED = {
     "num_experts": "mixtures of experts",
@@ -74,8 +74,7 @@ class Arguments:
         return value
 
     def error(self, field: str, expected: str, found: object) -> ModelError:
-        shown = found.name if isinstance(found, Record) else repr(found)
-        return ModelError(f"{self.source}: args.{field}: expected {expected}, found {shown[:80]}")
+        return ModelError(f"{self.source}: args.{field}: expected {expected}, found {shown(found)}")
 
     def _first(self, *names: str) -> Any:
         return next((self.fields[name] for name in names if self.fields.get(name) is not None), None)
@@ -139,7 +138,7 @@ def _refuse(args: Arguments) -> None:
     for field, what in _REFUSED.items():
         value = args.fields.get(field)
         if value not in (None, False, 0):
-            raise ModelError(f"{args.source}: args.{field}: {what} are not served, found {str(value)[:80]!r}")
+            raise ModelError(f"{args.source}: args.{field}: {what} are not served, found {shown(value)}")
     args.choice("softmax_type", ("vanilla",), "vanilla")
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from ...runtime.errors import ModelError
 from ...runtime.weights.hf_config import MAX_LAYERS
 from ...runtime.weights.json_file import read_object
 from .global_tensor import GlobalTensor, Piece
-from .pickled import Name, PickleReader, Record, Refused
+from .pickled import Name, PickleReader, Record, Refused, shown
 from .state import MegatronState, Tally
-from .stored_tensor import ELEMENT_BYTES, StoredTensor
+from .stored_tensor import ELEMENT_BYTES, StoredTensor, is_counts
 from .torch_file import MAX_PICKLE_BYTES, fields_of, read_torch_file
 from .torch_names import builder
 
@@ -45,7 +45,7 @@ def read_dist_checkpoint(directory: Path) -> MegatronState:
     common = _common(directory, table, tally)
     if "args" not in common:
         raise ModelError(
-            f"{directory}: expected Megatron's `args` in the common state, found {sorted(common)[:8]}"
+            f"{directory}: expected Megatron's `args` in the common state, found {shown(list(common))}"
         )
     return MegatronState(directory, fields_of(common["args"]), _whole_mlps(tensors), tally.removed())
 
@@ -75,7 +75,7 @@ class _Table:
             self._places = dict(map(self._place, fields_of(fields.get("storage_data")).items()))
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error}") from error
-        except Refused as error:
+        except ValueError as error:  # refused, or a name that the system does not take
             raise ModelError(f"{self.path}: not metadata that can be read safely: {error}") from error
 
     def _place(self, item: tuple[Any, Any]) -> tuple[tuple[str, Any], tuple[Path, int, int]]:
@@ -84,9 +84,11 @@ class _Table:
         name, offsets, file = index.get("fqn"), index.get("offset"), info.get("relative_path")
         start, length = info.get("offset"), info.get("length")
         if not isinstance(name, str) or not isinstance(file, str) or Path(file).name != file:
-            raise Refused(f"a chunk in {str(file)[:80]!r}, which is no file beside it")
+            raise Refused(f"a chunk in {shown(file)}, which is no file beside it")
+        if offsets is not None and not is_counts(offsets):
+            raise Refused(f"{name}: a chunk at {shown(offsets)}")
         if type(start) is not int or type(length) is not int or start < 0 or length < 0:
-            raise Refused(f"{name}: a chunk at {start!r} of length {length!r}")
+            raise Refused(f"{name}: a chunk at {shown(start)} of length {shown(length)}")
         if file not in self._sizes:
             self._sizes[file] = (self._directory / file).stat().st_size
         if start + length > self._sizes[file]:
@@ -114,16 +116,16 @@ class _Table:
         fields = entry.fields()
         shape, chunks = fields.get("size"), fields.get("chunks")
         dtype = _dtype(fields.get("properties"))
-        if not _counts(shape) or not isinstance(chunks, list) or dtype not in ELEMENT_BYTES:
+        if not is_counts(shape) or not isinstance(chunks, list) or dtype not in ELEMENT_BYTES:
             raise ModelError(f"{self.path}: {name}: expected a shape, chunks, and a type that is served")
         pieces = [self._piece(name, shape, dtype, fields_of(chunk)) for chunk in chunks]
         return GlobalTensor(name, shape, tuple(pieces))
 
     def _piece(self, name: str, shape: tuple[int, ...], dtype: str, chunk: dict[str, Any]) -> Piece:
         offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
-        place = self._places.get((name, offsets)) if isinstance(offsets, tuple) else None
-        if not _counts(offsets) or not _counts(sizes) or place is None:
-            raise ModelError(f"{self.path}: {name}: a chunk at {offsets!r} of {sizes!r} is nowhere")
+        place = self._places.get((name, offsets)) if is_counts(offsets) else None
+        if not is_counts(offsets) or not is_counts(sizes) or place is None:
+            raise ModelError(f"{self.path}: {name}: a chunk at {shown(offsets)} of {shown(sizes)} is nowhere")
         stored = read_torch_file(*place)
         inside = len(offsets) == len(sizes) == len(shape) and all(
             offset + size <= whole for offset, size, whole in zip(offsets, sizes, shape, strict=True)
@@ -142,7 +144,7 @@ def _entries(table: Any) -> dict[str, Record]:
         raise Refused("it has no table of tensors")
     for name, entry in table.items():
         if not isinstance(name, str) or not isinstance(entry, Record):
-            raise Refused(f"{str(name)[:80]!r} stands for nothing")
+            raise Refused(f"{shown(name)} stands for nothing")
     return table
 
 
@@ -151,10 +153,6 @@ def _dtype(properties: Any) -> str:
     state = properties.state if isinstance(properties, Record) else None
     first = state[0] if isinstance(state, tuple) and state else None
     return first.path.removeprefix("torch.") if isinstance(first, Name) else ""
-
-
-def _counts(values: Any) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
 def _without_prefix(name: str) -> str:

@@ -8,6 +8,7 @@ extension registry are refused.
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -264,6 +265,11 @@ class PickleReader:
         if self._persistent is None:
             raise Refused("a persistent id, where none is expected")
         self._push(self._persistent(identity))
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, and no deeper than a few levels, whatever a file made of it."""
+    return value.name[:80] if isinstance(value, Record) else reprlib.repr(value)[:80]
 
 
 def _text(raw: bytes, encoding: str) -> str:

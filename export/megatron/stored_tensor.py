@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
 
@@ -26,6 +26,15 @@ ELEMENT_BYTES = {
     "bool": 1,
 }
 """Of the element types that torch stores and a checkpoint of a decoder has, by torch's names."""
+
+
+def is_counts(values: Any) -> TypeGuard[tuple[int, ...]]:
+    """Whether a value from a file is what a shape, strides or offsets can be."""
+    return (
+        isinstance(values, tuple)
+        and len(values) <= 8
+        and all(type(value) is int and 0 <= value < 2**48 for value in values)
+    )
 
 
 class StoredTensor(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...runtime.errors import ModelError
 from .global_tensor import GlobalTensor, Piece
+from .pickled import shown
 from .state import MegatronState, Tally
 from .stored_tensor import StoredTensor
 from .torch_file import fields_of, read_torch_file
@@ -93,16 +94,16 @@ def _arguments(paths: Mapping[Any, Path], states: Mapping[Any, dict[str, Any]]) 
     first, *others = states
     for rank in others:
         ours, theirs = states[first].get("iteration"), states[rank].get("iteration")
-        if ours != theirs:
+        if ours is not theirs and not (type(ours) is type(theirs) is int and ours == theirs):
             raise ModelError(
-                f"{paths[rank]}: expected iteration {ours!r} as in {paths[first]}, found {theirs!r}"
+                f"{paths[rank]}: expected iteration {shown(ours)} as in {paths[first]}, found {shown(theirs)}"
             )
     arguments = fields_of(states[first]["args"])
     width, depth = (max(rank[axis] for rank in paths) + 1 for axis in (0, 1))
     for field, found in (("tensor_model_parallel_size", width), ("pipeline_model_parallel_size", depth)):
         if arguments.get(field, found) != found:
             raise ModelError(
-                f"{paths[first]}: args.{field} is {arguments[field]!r}, but {found} ranks are here"
+                f"{paths[first]}: args.{field} is {shown(arguments[field])}, but {found} ranks are here"
             )
     return arguments
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ...runtime.errors import ModelError
-from .pickled import Name, PickleReader, Record, Refused
-from .stored_tensor import ELEMENT_BYTES, StoredTensor
+from .pickled import Name, PickleReader, Record, Refused, shown
+from .stored_tensor import ELEMENT_BYTES, StoredTensor, is_counts
 from .torch_names import PARAMETERS, STORAGE_TYPES, builder
 
 MAX_PICKLE_BYTES = 256 * 2**20
@@ -134,7 +134,7 @@ class _Archive:
         dtype = STORAGE_TYPES.get(kind.path) if isinstance(kind, Name) else None
         member = self._members.get(f"{self._prefix}data/{key}") if isinstance(key, str) else None
         if dtype is None or member is None:
-            raise Refused(f"a storage that is not in the file: {str(key)[:80]!r}")
+            raise Refused(f"a storage that is not in the file: {shown(key)}")
         start, size = self._span(member)
         return _Storage(self._window.start + start, dtype, size)
 
@@ -149,7 +149,9 @@ class _Archive:
         )
         if dtype not in ELEMENT_BYTES:
             raise Refused(f"a tensor of {dtype[:40]}, where one of {', '.join(ELEMENT_BYTES)} is expected")
-        if not (_counts(shape) and _counts(strides) and _counts((offset,)) and len(shape) == len(strides)):
+        if not (
+            is_counts(shape) and is_counts(strides) and is_counts((offset,)) and len(shape) == len(strides)
+        ):
             raise Refused("a tensor whose shape, strides and offset are not counts")
         last_element = offset + sum(
             (size - 1) * step for size, step in zip(shape, strides, strict=True) if size
@@ -174,14 +176,6 @@ class _Archive:
 
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 _REBUILDS = {f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3")}
-
-
-def _counts(values: Any) -> bool:
-    return (
-        isinstance(values, tuple)
-        and len(values) <= 8
-        and all(type(value) is int and 0 <= value < 2**48 for value in values)
-    )
 
 
 def fields_of(value: Any) -> dict[str, Any]:
