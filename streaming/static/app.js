@@ -59,8 +59,8 @@ async function follow(asked, answer, isMine = true) {
     for await (const event of answer) {
       if (event.type === "start") run.message = place(asked, event.messageId);
       if (event.type === "status") run.status = describe(event);
-      if (event.type === "text") {
-        run.message.parts[0].text = event.text;
+      if (event.type === "text" || event.type === "reasoning") {
+        partOf(run.message, event.type).text = event.text;
         run.status = "";
       }
       if (event.type === "finish" && run.message) run.message.metadata = { ...event.metadata, end: event.finishReason };
@@ -85,11 +85,17 @@ function keep(asked, run) {
 function place(asked, messageId) {
   const last = asked.messages.at(-1);
   const own = asked.messages.find((message) => message.id === messageId);
-  const fresh = { id: messageId, role: "assistant", parts: [{ type: "text", text: "" }], metadata: { isOpen: true } };
+  const fresh = { id: messageId, role: "assistant", parts: [], metadata: { isOpen: true } };
   if (own) Object.assign(own, { metadata: fresh.metadata });
   else if (last?.role === "assistant" && last.metadata?.isOpen) asked.messages.splice(-1, 1, fresh);
   else asked.messages.push(fresh);
   return own ?? fresh;
+}
+
+function partOf(message, type) {
+  const part = message.parts.find((other) => other.type === type);
+  if (!part) message.parts.push({ type, text: "" });
+  return part ?? message.parts.at(-1);
 }
 
 /** Take up an answer that was open when the page was left, or that another tab has asked for. */
@@ -156,7 +162,7 @@ function showMessages() {
 
 function waitingFor(run) {
   const waited = Date.now() - run.since;
-  return run.status || (run.answer.text || waited < 1000 ? "" : `Waiting for ${seconds(waited)}`);
+  return run.status || (run.answer.text || run.answer.reasoning || waited < 1000 ? "" : `Waiting for ${seconds(waited)}`);
 }
 
 const callbacks = (message) => ({

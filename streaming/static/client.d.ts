@@ -2,8 +2,8 @@
 
 export type Role = "system" | "user" | "assistant";
 
-export interface TextPart {
-  type: "text";
+export interface Part {
+  type: "text" | "reasoning";
   text: string;
 }
 
@@ -11,7 +11,7 @@ export interface TextPart {
 export interface Message {
   id: string;
   role: Role;
-  parts: TextPart[];
+  parts: Part[];
   metadata?: unknown;
 }
 
@@ -51,9 +51,15 @@ export interface Metadata {
 export type ChatEvent =
   | { type: "start"; messageId: string }
   /** News while nothing is said: what the server is doing, and how far it is. */
-  | { type: "status"; state: "queued" | "prefill" | "generating"; [detail: string]: unknown }
-  /** `delta` is new; `text` is all of it so far. */
-  | { type: "text"; delta: string; text: string }
+  | {
+      type: "status";
+      state: "queued" | "prefill" | "generating";
+      queuePosition?: number;
+      promptTokensDone?: number;
+      promptTokens?: number;
+    }
+  /** `delta` is new; `text` is all of it so far. Reasoning comes before the answer, from models that reason. */
+  | { type: "text" | "reasoning"; delta: string; text: string }
   | { type: "finish"; finishReason: FinishReason; metadata: Metadata };
 
 export type FinishReason = "stop" | "length" | "interrupted" | "aborted";
@@ -102,6 +108,7 @@ export class Answer implements AsyncIterable<ChatEvent> {
   readonly chatId: string;
   readonly requestId: string;
   readonly text: string;
+  readonly reasoning: string;
   readonly messageId: string | null;
   readonly metadata: Metadata;
   readonly finishReason: FinishReason | null;

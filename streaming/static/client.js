@@ -209,6 +209,7 @@ export class ChatClient {
 /** One answer: an async iterable of events, to be iterated once. The properties are as of the latest event. */
 export class Answer {
   text = "";
+  reasoning = ""; // what the model wrote for itself before its answer, where it does
   messageId = null;
   metadata = {};
   finishReason = null; // "stop", "length", "interrupted"; "aborted" where it was stopped
@@ -220,7 +221,7 @@ export class Answer {
   #events = [];
   #wake = () => {};
   #error = null;
-  #position = 0; // in the text, of what the connection at hand has delivered
+  #delivered = { text: 0, reasoning: 0 }; // characters, by the connection at hand
   #found;
 
   constructor(chatId, request, line) {
@@ -254,7 +255,7 @@ export class Answer {
 
   /** What to say on a new connection. The server replays a resumed answer; what is known of its text is skipped. */
   _frame() {
-    this.#position = 0;
+    this.#delivered = { text: 0, reasoning: 0 };
     if (this.#request && !this.#isPosted) {
       this.#isPosted = true;
       return { ...this.#request, requestId: this.requestId };
@@ -278,7 +279,8 @@ export class Answer {
   #read(chunk) {
     if (chunk.type === "start") this.#begin(chunk);
     else if (chunk.type === "data-status") this.#emit({ type: "status", ...chunk.data });
-    else if (chunk.type === "text-delta") this.#add(chunk.delta);
+    else if (chunk.type === "text-delta") this.#add("text", chunk.delta);
+    else if (chunk.type === "reasoning-delta") this.#add("reasoning", chunk.delta);
     else if (chunk.type === "message-metadata") Object.assign(this.metadata, chunk.messageMetadata);
     else if (chunk.type === "abort") this.finishReason = "aborted";
     else if (chunk.type === "error") this._fail(new ChatError("failed", chunk.errorText));
@@ -299,13 +301,14 @@ export class Answer {
     this.#emit({ type: "start", messageId });
   }
 
-  #add(delta) {
-    const known = this.text.length - this.#position;
-    this.#position += delta.length;
+  /** `part` is "text" or "reasoning". */
+  #add(part, delta) {
+    const known = this[part].length - this.#delivered[part];
+    this.#delivered[part] += delta.length;
     const fresh = known > 0 ? delta.slice(known) : delta;
     if (!fresh) return;
-    this.text += fresh;
-    this.#emit({ type: "text", delta: fresh, text: this.text });
+    this[part] += fresh;
+    this.#emit({ type: part, delta: fresh, text: this[part] });
   }
 
   /** The server does not have it: never had, where it has not begun. */

@@ -21,7 +21,12 @@ export class MessageView {
     this.actions = element("span", { className: "actions" });
     this.foot = element("div", { className: "foot", children: [this.figures, this.actions] });
     this.error = element("p", { className: "error", hidden: true });
-    this.node = element("article", { children: [this.text, this.error, this.foot] });
+    this.thoughts = element("p");
+    this.reasoning = element("details", {
+      className: "reasoning",
+      children: [element("summary", { textContent: "Reasoning" }), this.thoughts],
+    });
+    this.node = element("article", { children: [this.reasoning, this.text, this.error, this.foot] });
     this.node.dataset.id = message.id;
     this.show(message);
   }
@@ -34,6 +39,10 @@ export class MessageView {
     this.node.setAttribute("aria-busy", String(isStreaming));
     if (message.role === "user") this.text.textContent = text;
     else render(this.text, text);
+    const thoughts = textOf(message, "reasoning");
+    this.reasoning.hidden = !thoughts;
+    this.thoughts.textContent = thoughts;
+    if (isStreaming && thoughts) this.reasoning.open = !text;
     this.error.hidden = !error;
     this.error.textContent = error;
     this.figures.textContent = isStreaming ? status : figures(message.metadata ?? {});
@@ -87,7 +96,8 @@ export class MessageView {
   }
 }
 
-export const textOf = (message) => message.parts.map((part) => part.text ?? "").join("");
+export const textOf = (message, type = "text") =>
+  message.parts.map((part) => (part.type === type ? part.text : "")).join("");
 
 const ENDS = { length: "cut at the longest answer", interrupted: "its time was up", aborted: "stopped", lost: "broken off" };
 

@@ -25,8 +25,10 @@ REPLIES = [
 
 
 @asynccontextmanager
-async def scripted_engine(*replies: Reply, **config: Any) -> AsyncIterator[DynamicEngine]:
-    script = Script(reply=[*replies, *REPLIES], context_length=8192)
+async def scripted_engine(
+    *replies: Reply, reasons: bool = False, **config: Any
+) -> AsyncIterator[DynamicEngine]:
+    script = Script(reply=[*replies, *REPLIES], context_length=8192, reasons=reasons)
     async with DynamicEngine(ScriptedBackend(script), EngineConfig(**config)) as engine:
         yield engine
 

@@ -31,6 +31,7 @@ EVIL = (
 REPLIES = (
     Reply(match="markdown", text=MARKDOWN, token_s=0.001),
     Reply(match="evil", text=EVIL),
+    Reply(match="think", text="<think>\nlet me <b>see</b>\n</think>\n\nIt is **4**.", token_s=0.002),
     Reply(match="long", text="tock " * 150, token_s=0.004),
 )
 SCENARIOS = (
@@ -47,7 +48,7 @@ SCENARIOS = (
         "markup",
         "settings",
     ),
-    *("key", "phone", "dashboard", "client"),
+    *("key", "phone", "dashboard", "client", "reasoning"),
 )
 
 
@@ -57,6 +58,7 @@ SCENARIOS = (
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_the_page(serving: Any, scenario: str) -> None:
     options = {"api_key": "secret"} if scenario == "key" else {}
-    async with serving(*REPLIES, **options) as served:
+    config = {"reasons": True} if scenario == "reasoning" else None
+    async with serving(*REPLIES, config=config, **options) as served:
         await run_node("page.mjs", served.url, scenario, CHROMIUM or "")
         await served.until_idle()

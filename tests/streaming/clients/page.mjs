@@ -180,6 +180,21 @@ const scenarios = {
     assert.equal(await text(page), "Rayleigh scattering.");
   },
 
+  async reasoning(page) {
+    await page.goto(url);
+    await ask(page, "think");
+    await idle(page);
+    for (const _ of [1, 2]) {
+      assert.equal(await page.locator(".assistant .reasoning p").textContent(), "let me <b>see</b>");
+      assert.equal(await text(page), "It is 4.");
+      assert.equal(await page.locator(".user .reasoning").isVisible(), false);
+      await page.reload();
+    }
+    await ask(page, "sky");
+    await idle(page);
+    assert.equal(await text(page), "Rayleigh scattering.");
+  },
+
   async key(page) {
     await page.goto(url);
     await page.fill("[name=key]", "wrong");
