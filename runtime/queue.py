@@ -91,8 +91,11 @@ class RequestQueue:
         mine = self._waiting.get(request_id)
         if mine is None:
             return 0
-        key = (mine.priority, mine.arrival)
-        return 1 + sum((other.priority, other.arrival) < key for other in self._waiting.values())
+        position, is_behind = 1, False
+        for other in self._waiting.values():
+            is_behind = is_behind or other is mine
+            position += other.priority < mine.priority + (not is_behind)
+        return position
 
     def remove(self, request_id: str) -> bool:
         """Take a waiting request out. False if it is not waiting. Its user is still active until `leave`."""

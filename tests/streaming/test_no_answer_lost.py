@@ -15,49 +15,14 @@ from typing import Any
 
 import pytest
 from asgi_clients import Exchange, Socket, ask
-from simulated_engine import CONTEXT, SimulatedBackend, check_empty, letter
-from simulated_loop import SimulatedLoop, run_simulated, simulated_worker
+from simulated_engine import CONTEXT, letter
+from simulated_server import simulate
 
-from jitney.runtime import DynamicEngine, EngineConfig
-from jitney.runtime.batch import Capacity
-from jitney.runtime.engines import dynamic
+from jitney.runtime import DynamicEngine
 from jitney.runtime.testing import ByteTokenizer, chain
-from jitney.streaming import create_app
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 DELTAS = ("response.output_text.delta", "response.reasoning_text.delta")
-
-
-def simulate(
-    monkeypatch: pytest.MonkeyPatch,
-    body: Callable[[DynamicEngine, Any], Awaitable[None]],
-    seed: int = 0,
-    *,
-    keys_file: Path | None = None,
-    **config: Any,
-) -> None:
-    """Run `body(engine, app)`; afterwards every seat and page is free."""
-    rng = random.Random(seed)
-    capacity = Capacity(num_pages=12 * CONTEXT // 4, page_size=4, max_rows=32, depth=rng.choice([0, 2]))
-    settings = EngineConfig(
-        **{
-            "max_queued": 10_000,
-            "step_timeout_s": 1e6,
-            "tune_process": False,
-            "keep_finished_s": 1e5,
-            **config,
-        }
-    )
-    monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: None))
-
-    async def main(loop: SimulatedLoop) -> None:
-        async with DynamicEngine(SimulatedBackend(rng, capacity), settings, clock=loop.time) as engine:
-            app = create_app(engine, keys_file=keys_file)
-            await body(engine, app)
-            await engine.drain()
-            await check_empty(engine)
-
-    run_simulated(main)
 
 
 def expected(text: str, seed: int, max_tokens: int) -> str:
@@ -274,4 +239,4 @@ def test_another_principal_sees_nothing(
         (error,) = await resumed(app, transport, response_id, **theirs)
         assert error["status"] == 404, "not even that it once was"
 
-    simulate(monkeypatch, body, keys_file=two_keys(tmp_path))
+    simulate(monkeypatch, body, app_options={"keys_file": two_keys(tmp_path)})

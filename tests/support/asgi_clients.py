@@ -109,15 +109,21 @@ class Exchange(_Client):
         self._rest = b""
         self._is_whole = False
 
-    async def __aenter__(self) -> Exchange:
+    def start(self) -> None:
         self._to_app.put_nowait({"type": "http.request", "body": self._body, "more_body": False})
         self._start()
+
+    async def __aenter__(self) -> Exchange:
+        self.start()
         opening = await self._pipe.get()
         self.status = opening["status"]
         self.headers = {k.decode(): v.decode() for k, v in opening["headers"]}
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
         await self._leave("http.disconnect")
         await asyncio.wait({self.task})
 

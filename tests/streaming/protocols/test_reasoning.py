@@ -69,7 +69,7 @@ def test_random_texts_of_marker_pieces() -> None:
     for _ in range(10_000):
         text = "".join(rng.choices(["<think>", "</think>", "<", "/think>", "thi", " ", "\n", "a", "b "], k=8))
         is_inside = rng.random() < 0.3
-        pieces = re.findall(".{1,%d}" % rng.randint(1, 9), text, re.DOTALL)
+        pieces = re.findall(f".{{1,{rng.randint(1, 9)}}}", text, re.DOTALL)
         assert pushed(pieces, is_inside) == whole(text, is_inside=is_inside), pieces
 
 
