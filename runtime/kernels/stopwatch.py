@@ -1,0 +1,91 @@
+"""Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own.
+
+One weight read again and again would be served from the card's cache; here their sum exceeds it, as a model's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from .choice import Choice, Task
+from .linear import Linears
+from .norm import Norm
+from .weight import Weight
+
+MIN_BYTES = 200 << 20
+MAX_COPIES = 40
+
+
+class Stopwatch:
+    """Owns a pool of random weights, `pool_bytes` large; a task whose weight exceeds it cannot run."""
+
+    def __init__(self, device: torch.device, *, pool_bytes: int, most_rows: int, widest: int) -> None:
+        self._device = device
+        self._pool = torch.randn(pool_bytes // 2, device=device, dtype=torch.bfloat16).mul_(0.03)
+        self._tuned: dict[str, Choice] = {}
+        self._linears = Linears(
+            device, torch.bfloat16, max_tokens=most_rows, normed_width=widest, up_width=2 * widest,
+            eight_bit=True, tuned=self._tuned,
+        )  # fmt: skip
+
+    def __call__(self, task: Task, choice: Choice | None = None) -> float:
+        """Median seconds of one call; of the default choice where none is given. Infinity where it cannot run."""
+        self._tuned.clear()
+        if choice is not None:
+            self._tuned[task.key] = choice
+        weights = self._weights(task)
+        x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
+        out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)
+        norm = Norm(x[0].clone(), None, 1e-5, True)
+        try:
+            return replay_time(lambda: [self._call(task, x, norm, w, out) for w in weights]) / len(weights)
+        except (RuntimeError, ValueError):  # more registers or shared memory than there are
+            return float("inf")
+
+    def _weights(self, task: Task) -> list[Weight]:
+        shape = (task.num_outputs * (2 if task.gated else 1), task.num_inputs)
+        elements = shape[0] * shape[1]
+        dtype = torch.float8_e4m3fn if task.weight_bits == 8 else torch.bfloat16
+        pool = (
+            self._pool if task.weight_bits == 16 else self._pool.view(torch.int8).clamp(-120, 119).view(dtype)
+        )
+        scale = torch.ones(shape[0], device=self._device) if task.weight_bits == 8 else None
+        copies = min(
+            MAX_COPIES, pool.numel() // elements, max(2, -(-MIN_BYTES // (elements * dtype.itemsize)))
+        )
+        return [Weight(pool[i * elements : (i + 1) * elements].view(shape), scale) for i in range(copies)]
+
+    def _call(self, task: Task, x: Tensor, norm: Norm, weight: Weight, out: Tensor) -> None:
+        if task.gated:
+            self._linears.norm_up(x, norm, weight, "silu", out, gated=True)
+        elif task.normed:
+            self._linears.norm_linear(x, norm, weight, out)
+        elif task.added:
+            self._linears.linear_add(x, weight, out)
+        else:
+            self._linears.linear(x, weight, out)
+
+
+def replay_time(launch: Callable[[], object], replays: int = 7) -> float:
+    """Median seconds of one replay of what `launch` enqueues."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launch()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            launch()
+        graph.replay()
+        times = []
+        for _ in range(replays):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+    return median(times)
