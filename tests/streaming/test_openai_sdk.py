@@ -10,7 +10,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from jitney.runtime.testing import Reply
+from jitney.runtime import DynamicEngine
+from jitney.runtime.testing import Reply, Script, ScriptedBackend
+from jitney.streaming import create_app
 
 SKY: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -154,6 +156,94 @@ async def test_responses_session_collects_lanes(serving: Any) -> None:
             await lane.send({"type": "response.create", "model": "scripted", "input": "sky"})
             final = await lane.get_final_response()
             assert final.output_text == "Rayleigh scattering."
+
+
+async def test_responses_over_http(serving: Any) -> None:
+    async with serving(Reply(match="and then", text="Then it set.")) as served, sdk(served) as client:
+        plain = await client.responses.create(model="scripted", input="sky", store=False, user="me")
+        assert plain.output_text == "Rayleigh scattering." and plain.status == "completed"
+        async with client.responses.stream(model="scripted", input="sky") as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        assert final.output_text == "Rayleigh scattering." and kinds[-1] == "response.completed"
+        chained = await client.responses.create(
+            model="scripted", input="and then?", previous_response_id=final.id
+        )
+        assert chained.output_text == "Then it set." and chained.previous_response_id == final.id
+        assert (await client.responses.retrieve(plain.id)).output_text == plain.output_text
+        await client.responses.delete(plain.id)
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.responses.retrieve(plain.id)
+        assert gone.value.code == "response_not_found"
+
+
+async def test_a_background_response_is_resumed_and_cancelled(serving: Any) -> None:
+    async with serving() as served, sdk(served) as client:
+        stream = await client.responses.create(model="scripted", input="slow", background=True, stream=True)
+        seen: list[Any] = []
+        async for event in stream:
+            seen.append(event)
+            if len(seen) == 20:
+                await stream.close()
+                break
+        response_id, after = seen[0].response.id, seen[-1].sequence_number
+        assert (await client.responses.retrieve(response_id)).status == "in_progress"
+        rest = await client.responses.retrieve(response_id, stream=True, starting_after=after)
+        async for event in rest:
+            seen.append(event)
+            if len(seen) == 40:
+                cancelled = await client.responses.cancel(response_id)
+        numbers = [event.sequence_number for event in seen]
+        assert numbers == sorted(set(numbers)) and seen[-1].type == "response.incomplete"
+        assert cancelled.status == seen[-1].response.status == "cancelled"
+        text = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
+        assert text == seen[-1].response.output_text and ("tick " * 400).startswith(text)
+
+
+async def test_a_warm_up_on_the_socket(serving: Any) -> None:
+    async with serving() as served, sdk(served) as client, client.responses.connect() as connection:
+        instructions = "Answer in as few words as you can, and say nothing that you are not asked." * 3
+        await connection.send(
+            {
+                "type": "response.create",
+                "model": "scripted",
+                "generate": False,
+                "instructions": instructions,
+                "input": [],
+            }
+        )
+        warm = [event async for event in _until_terminal(connection)][-1].response
+        assert warm.output == [] and warm.usage.output_tokens == 0
+        await connection.response.create(
+            model="scripted", input="sky", instructions=instructions, previous_response_id=warm.id
+        )
+        answer = [event async for event in _until_terminal(connection)][-1].response
+        assert answer.output_text == "Rayleigh scattering."
+        assert answer.usage.input_tokens_details.cached_tokens >= len(instructions) - 16
+
+
+async def test_reasoning_over_every_route(serve_app: Any) -> None:
+    script = Script(reasons=True, reply=[Reply(text="<think>\nIt scatters.\n</think>\n\nRayleigh.")])
+    async with DynamicEngine(ScriptedBackend(script)) as engine, serve_app(create_app(engine)) as url:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            chat = await client.chat.completions.create(model="scripted", messages=SKY)
+            message: Any = chat.choices[0].message
+            assert (message.reasoning_content, message.content) == ("It scatters.", "Rayleigh.")
+            stream = await client.chat.completions.create(model="scripted", messages=SKY, stream=True)
+            deltas: list[Any] = [chunk.choices[0].delta async for chunk in stream]
+            reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+            assert reasoning == "It scatters."
+            assert "".join(delta.content or "" for delta in deltas) == "Rayleigh."
+            answer: Any = await client.responses.create(model="scripted", input=SKY)
+            assert [item.type for item in answer.output] == ["reasoning", "message"]
+            assert answer.output[0].content[0].text == "It scatters." and answer.output_text == "Rayleigh."
+            assert answer.usage.output_tokens_details.reasoning_tokens > 10
+            again = await client.responses.create(
+                model="scripted", input=[*SKY, *(item.to_dict() for item in answer.output), *SKY]
+            )
+            assert again.output_text == "Rayleigh.", "our own items come back as input"
+            raw = await client.completions.create(model="scripted", prompt="x")
+            assert raw.choices[0].text.startswith("<think>"), "raw completions are shown as they are"
 
 
 async def test_mounted_under_a_prefix(serving: Any, serve_app: Any) -> None:
