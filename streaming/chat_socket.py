@@ -7,49 +7,33 @@ A page that reads slowly lags in the log and gets merged deltas; nobody waits fo
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
-from uuid import uuid4
-
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..runtime.events import Event
-from ..runtime.log import merged
-from .conversation import answer_splitter
+from .chat_reader import ChatEntry, ChatReader
 from .entry import Entry
-from .principal import Principal, principal_of
-from .protocols.errors import Refused
+from .principal import principal_of
 from .protocols.ui_session import Abort, Action, Close, Request, Resume, Send, UISession
 from .service import Service
 from .wire import frame_sender
 
 STATUS_S = 2.0
-"""A request that has nothing to say says so at this pace."""
+"""A request that nothing was said to for as long is told what its answer is at."""
 MAX_UNREAD = 256
 """Replies to bad requests that may wait to be read."""
 TOO_BIG, POLICY = 1009, 1008
 CLOSE_S = 5
 
 
-class ChatEntry(Entry):
-    """An answer that a chat asked for. `sent_as` is the id of the request that did."""
-
-    def __init__(self, send: Send, principal: Principal) -> None:
-        request = send.request
-        super().__init__(f"resp_{uuid4().hex}", principal, send.on_disconnect, chat_id=request.chat_id)
-        self.sent_as = request.id
-
-
 class ChatSocket:
     def __init__(self, service: Service, websocket: WebSocket) -> None:
         self._service = service
         self._websocket = websocket
+        self._tokenizer = service.backend.tokenizer
         self._principal = service.instructed(principal_of(websocket.scope))
         instructs = self._principal.instructions is not None
         self._session = UISession(service.model, instructs=instructs)
-        self._readers: dict[str, tuple[Entry, anyio.CancelScope]] = {}
+        self._readers: dict[str, tuple[ChatReader, anyio.CancelScope]] = {}
         self._num_unread = 0
 
     async def run(self) -> None:
@@ -57,6 +41,7 @@ class ChatSocket:
         await self._websocket.accept()
         self._sender = frame_sender(self._websocket)
         async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._fill_silence)
             close = await self._read()
             self._tasks.cancel_scope.cancel()
         if close is not None:
@@ -110,8 +95,8 @@ class ChatSocket:
         self._follow(request, entry, request.active())
 
     def _abort(self, request: Request) -> None:
-        entry, scope = self._readers[request.id]
-        entry.cancel()
+        reader, scope = self._readers[request.id]
+        reader.entry.cancel()
         scope.cancel()
 
     def _reply(self, frame: bytes) -> None:
@@ -123,78 +108,29 @@ class ChatSocket:
         self._num_unread -= 1
 
     def _follow(self, request: Request, entry: Entry, *first: bytes) -> None:
-        scope = anyio.CancelScope()
-        self._readers[request.id] = entry, scope
-        self._tasks.start_soon(self._tell, request, entry, scope, first)
+        reader, scope = ChatReader(request, entry, self._tokenizer, self._send), anyio.CancelScope()
+        self._readers[request.id] = reader, scope
+        self._tasks.start_soon(self._tell, request, reader, scope, first)
 
     async def _tell(
-        self, request: Request, entry: Entry, scope: anyio.CancelScope, first: tuple[bytes, ...]
+        self, request: Request, reader: ChatReader, scope: anyio.CancelScope, first: tuple[bytes, ...]
     ) -> None:
-        """Everything that the request is told, from its first frame to its last."""
         try:
-            with scope, self._service.answering(), self._service.registry.reading(entry):
-                try:
-                    await self._send_all(first)
-                    await self._replay(request, entry)
-                except Refused as refused:
-                    await self._send(request.refused(str(refused)))
+            with scope, self._service.answering(), self._service.registry.reading(reader.entry):
+                await reader.tell(first)
         finally:
             del self._readers[request.id]
             self._session.over(request)
 
-    async def _replay(self, request: Request, entry: Entry) -> None:
-        chunks = request.chunks
-        if await entry.begun() is not None:
-            split = answer_splitter(entry, self._service.backend.tokenizer)
-            sent_as = entry.sent_as if isinstance(entry, ChatEntry) else ""
-            await self._send_all(chunks.begin(entry.id, split, sent_as=sent_as, created_at=entry.created_at))
-        async with aclosing(_paced(entry.batches(), STATUS_S)) as batches:
-            async for batch in batches:
-                if not batch:
-                    await self._send(chunks.status(**_status(entry)))
-                for event in merged(batch):
-                    await self._send_all(chunks.feed(event))
-
-    async def _send_all(self, frames: Iterable[bytes]) -> None:
-        for frame in frames:
-            await self._send(frame)
+    async def _fill_silence(self) -> None:
+        """A page sees no pings: whoever waits is told every few seconds that the answer comes."""
+        while True:
+            await anyio.sleep(STATUS_S)
+            for reader, _ in list(self._readers.values()):
+                await reader.tell_status()
 
     async def _send(self, frame: bytes) -> None:
         try:
             await self._sender(frame)
         except WebSocketDisconnect:
             await anyio.sleep_forever()  # until the reader, which sees it too, cancels this task
-
-
-async def _paced(batches: AsyncGenerator[list[Event]], pause_s: float) -> AsyncGenerator[list[Event]]:
-    """The batches, and an empty one after every pause without news."""
-    over: list[Event] = []
-    upcoming = asyncio.ensure_future(anext(batches, over))
-    try:
-        while True:
-            await asyncio.wait({upcoming}, timeout=pause_s)
-            if not upcoming.done():
-                yield []
-                continue
-            batch = upcoming.result()
-            if batch is over:
-                return
-            yield batch
-            upcoming = asyncio.ensure_future(anext(batches, over))
-    finally:
-        upcoming.cancel()
-        await asyncio.wait({upcoming})
-        await batches.aclose()
-
-
-def _status(entry: Entry) -> dict[str, object]:
-    progress = entry.progress()
-    if progress is None:
-        return {"state": "generating"}
-    state = "queued" if progress.queue_position else "prefill"
-    return {
-        "state": state,
-        "queuePosition": progress.queue_position,
-        "promptTokensDone": progress.prefill_done,
-        "promptTokens": progress.prefill_total,
-    }

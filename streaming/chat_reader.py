@@ -1,0 +1,91 @@
+"""One request's cursor in one answer: everything that it is told over its socket, from its first frame to its last.
+
+The log is read from its beginning, so that a page that resumes gets the whole answer. Two tasks send for a reader,
+the one that follows the log and the one that fills silence; a lock keeps the frames in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from uuid import uuid4
+
+from ..runtime.backend import Tokenizer
+from ..runtime.log import merged
+from .conversation import answer_splitter
+from .entry import Entry
+from .principal import Principal
+from .protocols.errors import Refused
+from .protocols.ui_session import Request, Send
+
+Put = Callable[[bytes], Awaitable[None]]
+
+
+class ChatEntry(Entry):
+    """An answer that a chat asked for. `sent_as` is the id of the request that did."""
+
+    def __init__(self, send: Send, principal: Principal) -> None:
+        request = send.request
+        super().__init__(f"resp_{uuid4().hex}", principal, send.on_disconnect, chat_id=request.chat_id)
+        self.sent_as = request.id
+
+
+class ChatReader:
+    """`put` sends a frame, and waits while the client lags."""
+
+    def __init__(self, request: Request, entry: Entry, tokenizer: Tokenizer, put: Put) -> None:
+        self.entry = entry
+        self._request = request
+        self._tokenizer = tokenizer
+        self._put = put
+        self._order = asyncio.Lock()
+        self._has_begun = False
+        self._was_silent = False
+
+    async def tell(self, first: Sequence[bytes] = ()) -> None:
+        """To the end of the answer, or of the refusal."""
+        try:
+            await self._put_all(first)
+            await self._replay()
+        except Refused as refused:
+            await self._put(self._request.refused(str(refused)))
+
+    async def tell_status(self) -> None:
+        """Called from time to time: where nothing was said since the last time, say what the answer is at."""
+        was_silent, self._was_silent = self._was_silent, True
+        if not was_silent or not self._has_begun:
+            return
+        async with self._order:
+            if not self._request.chunks.is_done:
+                await self._put(self._request.chunks.status(**_status(self.entry)))
+
+    async def _replay(self) -> None:
+        chunks, entry = self._request.chunks, self.entry
+        if await entry.begun() is not None:
+            split = answer_splitter(entry, self._tokenizer)
+            sent_as = entry.sent_as if isinstance(entry, ChatEntry) else ""
+            await self._put_all(chunks.begin(entry.id, split, sent_as=sent_as, created_at=entry.created_at))
+            self._has_begun = True
+        async with aclosing(entry.batches()) as batches:
+            async for batch in batches:
+                async with self._order:
+                    for event in merged(batch):
+                        await self._put_all(chunks.feed(event))
+
+    async def _put_all(self, frames: Sequence[bytes]) -> None:
+        self._was_silent = False
+        for frame in frames:
+            await self._put(frame)
+
+
+def _status(entry: Entry) -> dict[str, object]:
+    progress = entry.progress()
+    if progress is None:
+        return {"state": "generating"}
+    return {
+        "state": "queued" if progress.queue_position else "prefill",
+        "queuePosition": progress.queue_position,
+        "promptTokensDone": progress.prefill_done,
+        "promptTokens": progress.prefill_total,
+    }
