@@ -30,6 +30,9 @@ Answer = bytes | Refusal | None
 """A plain answer; None where it was streamed."""
 
 
+BODY_S = 60.0
+
+
 class ExchangeRoute:
     """An ASGI endpoint that speaks one `Exchange` protocol."""
 
@@ -148,22 +151,24 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:
-    """The request's body, or the refusal of one that is too large, without reading it to its end."""
+    """The request's body, or the refusal of one that is too large or too slow, without reading it to its end."""
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
-            message = f"the body exceeds {max_bytes} bytes"
-            return invalid(message, code="request_too_large", status=413)
-    return b"".join(chunks)
+    with anyio.move_on_after(BODY_S):
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
+                message = f"the body exceeds {max_bytes} bytes"
+                return invalid(message, code="request_too_large", status=413)
+        return b"".join(chunks)
+    return invalid(f"the body did not come within {BODY_S:g} s", code="request_timeout", status=408)
 
 
 def http_response(answer: bytes | Refusal) -> HTTPResponse:
     if isinstance(answer, bytes):
         return HTTPResponse(answer, media_type="application/json")
     headers = answer.headers()
-    if answer.status == 413:
+    if answer.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"
     return HTTPResponse(answer.body(), answer.status, headers, media_type="application/json")

@@ -201,3 +201,26 @@ async def test_the_python_client_comes_in_with_a_key(serving: Any, tmp_path: Pat
     path = write(tmp_path / "keys.toml", a={})
     async with serving(keys_file=path) as served, Client(served.url, api_key="a-secret") as client:
         assert "".join([event.text async for event in client.stream("sky")]) == "Rayleigh scattering."
+
+
+async def test_an_answer_belongs_to_its_key_and_user(serving: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "keys.toml", a={"trusted": True}, b={"trusted": True})
+    async with serving(keys_file=path) as served:
+        async with http(served, "a", **{"jitney-user": "ann"}) as ann:
+            made = (await ann.post("/v1/responses", json={"input": "sky"})).json()
+            one = f"/v1/responses/{made['id']}"
+            others: list[tuple[str, dict[str, str]]] = [
+                ("a", {}),
+                ("a", {"jitney-user": "bob"}),
+                ("b", {"jitney-user": "ann"}),
+                ("b", {}),
+            ]
+            for key, headers in others:
+                async with http(served, key, **headers) as other:
+                    for method, url in (("GET", one), ("POST", f"{one}/cancel"), ("DELETE", one)):
+                        answer = await other.request(method, url)
+                        assert answer.status_code == 404, (key, headers, method)
+                    again = {"input": "sky", "previous_response_id": made["id"]}
+                    assert (await other.post("/v1/responses", json=again)).status_code == 400
+            assert (await ann.get(one)).json()["id"] == made["id"]
+            assert (await ann.delete(one)).status_code == 200

@@ -223,3 +223,15 @@ async def test_a_refusal_waits_for_nobody() -> None:
         status, seconds = await ask(client, CHAT, _json(chat(temperature=9)))
         assert status == 400 and seconds < REFUSAL_S
         assert [answer.status_code for answer in await asyncio.gather(*busy)] == [200] * 50
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jitney.streaming.http.BODY_S", 0.02)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"prompt":'
+        await asyncio.Event().wait()
+
+    async with client_of_an_engine() as client:
+        answer = await client.post("/v1/completions", content=slow())
+        assert answer.status_code == 408 and answer.headers["connection"] == "close"
