@@ -6,9 +6,11 @@ One weight read again and again would be served from the card's cache; here thei
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from statistics import median
 
 import torch
+import triton
 from torch import Tensor
 
 from .choice import Choice, Task
@@ -21,7 +23,8 @@ MAX_COPIES = 40
 
 
 class Stopwatch:
-    """Owns a pool of random weights, `pool_bytes` large; a task whose weight exceeds it cannot run."""
+    """Owns a pool of random weights, `pool_bytes` large, for tasks of 16-bit and e4m3 weights. A task with a larger
+    weight is beyond it."""
 
     def __init__(self, device: torch.device, *, pool_bytes: int, most_rows: int, widest: int) -> None:
         self._device = device
@@ -41,22 +44,27 @@ class Stopwatch:
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
         out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)
         norm = Norm(x[0].clone(), None, 1e-5, True)
+
+        def launch() -> None:
+            for weight in weights:
+                self._call(task, x, norm, weight, out)
+
         try:
-            return replay_time(lambda: [self._call(task, x, norm, w, out) for w in weights]) / len(weights)
-        except (RuntimeError, ValueError):  # more registers or shared memory than there are
+            return replay_time(launch) / len(weights)
+        except (RuntimeError, triton.OutOfResources):
             return float("inf")
+
+    @cached_property
+    def _narrow_pool(self) -> Tensor:
+        return self._pool.to(torch.float8_e4m3fn)
 
     def _weights(self, task: Task) -> list[Weight]:
         shape = (task.num_outputs * (2 if task.gated else 1), task.num_inputs)
         elements = shape[0] * shape[1]
-        dtype = torch.float8_e4m3fn if task.weight_bits == 8 else torch.bfloat16
-        pool = (
-            self._pool if task.weight_bits == 16 else self._pool.view(torch.int8).clamp(-120, 119).view(dtype)
-        )
+        pool = self._pool if task.weight_bits == 16 else self._narrow_pool
         scale = torch.ones(shape[0], device=self._device) if task.weight_bits == 8 else None
-        copies = min(
-            MAX_COPIES, pool.numel() // elements, max(2, -(-MIN_BYTES // (elements * dtype.itemsize)))
-        )
+        needed = -(-MIN_BYTES // (elements * pool.dtype.itemsize))
+        copies = min(MAX_COPIES, pool.numel() // elements, max(2, needed))
         return [Weight(pool[i * elements : (i + 1) * elements].view(shape), scale) for i in range(copies)]
 
     def _call(self, task: Task, x: Tensor, norm: Norm, weight: Weight, out: Tensor) -> None:
@@ -70,7 +78,7 @@ class Stopwatch:
             self._linears.linear(x, weight, out)
 
 
-def replay_time(launch: Callable[[], object], replays: int = 7) -> float:
+def replay_time(launch: Callable[[], None], replays: int = 7) -> float:
     """Median seconds of one replay of what `launch` enqueues."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -80,7 +88,7 @@ def replay_time(launch: Callable[[], object], replays: int = 7) -> float:
         with torch.cuda.graph(graph, stream=stream):
             launch()
         graph.replay()
-        times = []
+        times: list[float] = []
         for _ in range(replays):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()

@@ -1,0 +1,173 @@
+"""Microseconds of each linear layer of a decode step, inside captured graphs with rotating weights.
+
+    python benchmarks/kernels/linear.py [--models llama-8b,…] [--rows 1,8,16,32,64] [--bits 16] [--tune] [--json FILE]
+
+`floor` is the time to read the weight once at 2.97 TB/s, `own` the chosen kernels with norm, activation and addition,
+`library` the same by torch's product with the norm and activation as launches of their own. `step` is all layers of
+the model and its output layer in one graph, in their order and without attention. `--tune` measures the candidates of
+each task first and keeps the fastest where the engine looks for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jitney.runtime.kernels.choice import LIBRARY, Choice, Task
+from jitney.runtime.kernels.linear import Linears
+from jitney.runtime.kernels.norm import Norm
+from jitney.runtime.kernels.stopwatch import Stopwatch, replay_time
+from jitney.runtime.kernels.tuned import choices_file, load_choices, store_choices, tune
+from jitney.runtime.kernels.weight import Weight
+from jitney.runtime.weights.cache import cache_root
+
+BYTES_PER_SECOND = 2.97e12
+
+
+class Shape(NamedTuple):
+    layers: int
+    hidden: int
+    qkv: int
+    attended: int
+    intermediate: int
+    vocab: int
+
+
+MODELS = {
+    "qwen3-0.6b": Shape(28, 1024, 4096, 2048, 3072, 151936),
+    "llama-1b": Shape(16, 2048, 3072, 2048, 8192, 128256),
+    "llama-8b": Shape(32, 4096, 6144, 4096, 14336, 128256),
+    "qwen3-8b": Shape(36, 4096, 6144, 4096, 12288, 151936),
+}
+
+
+def tasks(shape: Shape, rows: int, bits: int) -> dict[str, Task]:
+    return {
+        "qkv": Task(shape.qkv, shape.hidden, rows, bits, normed=True),
+        "out": Task(shape.hidden, shape.attended, rows, bits, added=True),
+        "up": Task(shape.intermediate, shape.hidden, rows, bits, normed=True, gated=True),
+        "down": Task(shape.hidden, shape.intermediate, rows, bits, added=True),
+        "head": Task(shape.vocab, shape.hidden, rows, bits, normed=True),
+    }
+
+
+def num_bytes(task: Task) -> int:
+    return task.num_outputs * (2 if task.gated else 1) * task.num_inputs * task.weight_bits // 8
+
+
+class Pool:
+    """One large random tensor, cut into weights from its start again and again."""
+
+    def __init__(self, device: torch.device, size: int, bits: int) -> None:
+        block = torch.randn(1 << 27, device=device).mul_(0.03)
+        dtype = torch.bfloat16 if bits == 16 else torch.float8_e4m3fn
+        self._values = torch.empty(size * 8 // bits, dtype=dtype, device=device)
+        for part in self._values.split(block.numel()):
+            part.copy_(block[: part.numel()])
+        self._scale = torch.ones(1 << 19, device=device) if bits == 8 else None
+        self.used = 0
+
+    def weight(self, task: Task) -> Weight:
+        rows = task.num_outputs * (2 if task.gated else 1)
+        start, self.used = self.used, self.used + rows * task.num_inputs
+        values = self._values[start : self.used].view(rows, task.num_inputs)
+        return Weight(values, None if self._scale is None else self._scale[:rows])
+
+
+def step_time(linears: Linears, shape: Shape, rows: int, bits: int, pool: Pool) -> float:
+    """Seconds of one step's linear layers, in one graph."""
+    device, by_name, pool.used = torch.device("cuda"), tasks(shape, rows, bits), 0
+    layers = [
+        {name: pool.weight(by_name[name]) for name in by_name if name != "head"} for _ in range(shape.layers)
+    ]
+    head = pool.weight(by_name["head"])
+
+    def blank(width: int) -> Tensor:
+        return torch.randn(rows, width, device=device).mul_(0.1).bfloat16()
+
+    x, attended, activated = blank(shape.hidden), blank(shape.attended), blank(shape.intermediate)
+    qkv, logits, norm = blank(shape.qkv), blank(shape.vocab), Norm(blank(shape.hidden)[0], None, 1e-5, True)
+
+    def launch() -> None:
+        for layer in layers:
+            linears.norm_linear(x, norm, layer["qkv"], qkv)
+            linears.linear_add(attended, layer["out"], x)
+            linears.norm_up(x, norm, layer["up"], "silu", activated, gated=True)
+            linears.linear_add(activated, layer["down"], x)
+        linears.norm_linear(x, norm, head, logits)
+
+    return replay_time(launch)
+
+
+def measure(
+    models: list[str], rows: list[int], bits: int, choices: dict[str, Choice]
+) -> list[dict[str, Any]]:
+    device = torch.device("cuda")
+    largest = max(
+        MODELS[name].layers * sum(num_bytes(task) for task in tasks(MODELS[name], 1, bits).values())
+        for name in models
+    )
+    watch = Stopwatch(device, pool_bytes=2 << 30, most_rows=max(rows), widest=16384)
+    pool = Pool(device, largest, bits)
+    linears = Linears(
+        device, torch.bfloat16, max_tokens=max(rows), normed_width=16384, up_width=32768, eight_bit=bits == 8,
+        tuned=choices,
+    )  # fmt: skip
+    results = []
+    for name in models:
+        for count in rows:
+            for layer, task in tasks(MODELS[name], count, bits).items():
+                own, library = watch(task, linears.choice(task)), watch(task, LIBRARY)
+                results.append(row(name, count, bits, layer, num_bytes(task), own, library))
+            by_name = tasks(MODELS[name], count, bits)
+            size = MODELS[name].layers * sum(num_bytes(by_name[key]) for key in ("qkv", "out", "up", "down"))
+            step = step_time(linears, MODELS[name], count, bits, pool)
+            results.append(row(name, count, bits, "step", size + num_bytes(by_name["head"]), step, None))
+    return results
+
+
+def row(
+    model: str, rows: int, bits: int, layer: str, size: int, own: float, library: float | None
+) -> dict[str, Any]:
+    result = {
+        "model": model, "rows": rows, "bits": bits, "layer": layer, "floor_us": size / BYTES_PER_SECOND * 1e6,
+        "own_us": own * 1e6, "own_tb_s": size / own / 1e12, "library_us": None if library is None else library * 1e6,
+    }  # fmt: skip
+    beside = "" if library is None else f"library {library * 1e6:8.1f}"
+    line = f"{model:12s} M={rows:<3d} {layer:5s} floor {result['floor_us']:8.1f}  own {own * 1e6:8.1f}"
+    print(f"{line} ({result['own_tb_s']:.2f} TB/s)  {beside}", flush=True)  # noqa: T201
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--rows", default="1,8,16,32,64")
+    parser.add_argument("--bits", type=int, default=16, choices=(8, 16))
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    models, rows = options.models.split(","), [int(count) for count in options.rows.split(",")]
+    path = choices_file(cache_root(), torch.cuda.get_device_name())
+    choices = load_choices(path)
+    if options.tune:
+        watch = Stopwatch(torch.device("cuda"), pool_bytes=2 << 30, most_rows=max(rows), widest=16384)
+        wanted = [
+            task for name in models for m in rows for task in tasks(MODELS[name], m, options.bits).values()
+        ]
+        choices = tune(wanted, watch, choices)
+        store_choices(path, choices)
+    results = measure(models, rows, options.bits, choices)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
