@@ -50,7 +50,7 @@ FINE, NAN, ALL_BANNED, INFINITE = 0, 1, 2, 3
 
 
 @triton.jit
-def row_word(words, slot, field: tl.constexpr):
+def row_word(words, slot, field):
     return tl.load(words + slot * NUM_WORDS + field)
 
 

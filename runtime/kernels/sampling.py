@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .marks import forget
 from .scan import scan_kernel
 from .scores import Scorer
 from .search import NUM_PIVOTS, NUM_STATE, search_kernel
@@ -70,6 +71,7 @@ class SamplingLaunches:
         self._searches = ints(1 + PASSES, rows, NUM_STATE, dtype=torch.int64)
         self._measures = floats(2, rows, self._num_blocks, 2, NUM_PIVOTS)
         self._tokens, self._flags = ints(rows), ints(rows)
+        forget(state.marks, state.marks.size(0) - 1)  # compiled now, not when a row first needs it
         self.scorer = Scorer(state.words, state.named, rows, vocab, block, part, programs, device)
 
     def sample(

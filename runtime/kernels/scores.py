@@ -36,13 +36,13 @@ class Scores(NamedTuple):
     named: Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["field"])
 def _scan(
-    logits, slots, words, peaks, sums, part_peaks, vocab, num_blocks,
-    FIELD: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    logits, slots, words, peaks, sums, part_peaks, vocab, num_blocks, field,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    if row_word(words, tl.load(slots + row), FIELD) > 0:
+    if row_word(words, tl.load(slots + row), field) > 0:
         part = tl.arange(0, PARTS)
         for block in range(tl.program_id(1), num_blocks, tl.num_programs(1)):
             ids = block * BLOCK + tl.arange(0, BLOCK)
@@ -55,16 +55,16 @@ def _scan(
             tl.store(sums + at, tl.sum(tl.exp(values - tl.maximum(peak, -LARGEST)), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["field"])
 def _rows(
     logits, slots, tokens, words, named, peaks, sums, part_peaks, active, values, ids,
-    own, top_ids, top, named_scores, vocab, num_blocks,
-    FIELD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr, ALL_PARTS: tl.constexpr,
+    own, top_ids, top, named_scores, vocab, num_blocks, field,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr, ALL_PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
-    num_top = row_word(words, slot, FIELD) - 1
+    num_top = row_word(words, slot, field) - 1
     if num_top >= 0:
         at = tl.arange(0, BLOCKS)
         peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
@@ -98,7 +98,7 @@ def _rows(
                 _one_by_one(
                     logits, total, top_ids + row * _MOST_TOP, top + row * _MOST_TOP, num_top, vocab, BLOCK
                 )
-        if FIELD == NUM_TOP:
+        if field == NUM_TOP:
             num_named = row_word(words, slot, NUM_NAMED)
             for start in range(0, num_named, _NAMED_AT_ONCE):
                 place = start + tl.arange(0, _NAMED_AT_ONCE)
@@ -160,15 +160,15 @@ class Scorer:
         `prompt_logprobs`. logits [R, vocab] contiguous, slots [R] int32. Rows that ask for nothing are left as they
         were. Results at fixed addresses, valid until the next call; nothing is allocated or waited for."""
         rows, blocks = logits.size(0), self._num_blocks
-        field = PROMPT_TOP if prompt else NUM_TOP
-        kind = {"FIELD": field, "BLOCK": self._block, "PARTS": self._parts}
+        field = PROMPT_TOP.value if prompt else NUM_TOP.value
+        kind = {"BLOCK": self._block, "PARTS": self._parts}
         _scan[(rows, min(blocks, max(1, self._programs // rows)))](
-            logits, slots, self._words, *self._scanned, self._vocab, blocks, **kind, num_warps=4
+            logits, slots, self._words, *self._scanned, self._vocab, blocks, field, **kind, num_warps=4
         )
         scores = Scores(*(buffer[:rows] for buffer in self.scores))
         _rows[(rows,)](
             logits, slots, tokens, self._words, self._named, *self._scanned, *self._scratch, *scores,
-            self._vocab, blocks, **kind, BLOCKS=triton.next_power_of_2(blocks),
+            self._vocab, blocks, field, **kind, BLOCKS=triton.next_power_of_2(blocks),
             ALL_PARTS=triton.next_power_of_2(blocks * self._parts), CHUNK=2 * self._block, num_warps=8,
         )  # fmt: skip
         return scores

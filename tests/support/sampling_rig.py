@@ -28,7 +28,7 @@ class Rig:
         *,
         block: int = 64,
         programs: int = 1,
-        listed: int = 64,
+        listed: int = 128,
         part: int = 16,
         compared: int = 16,
     ) -> None:
@@ -85,7 +85,7 @@ def sampled(
     cuts: bool = True,
     block: int = 64,
     programs: int = 1,
-    listed: int = 64,
+    listed: int = 128,
 ) -> tuple[list[int], list[int]]:
     """Tokens and flags of fresh rows; logits [rows, vocab]."""
     rig = Rig(rows, logits.size(1), logits.dtype, block=block, programs=programs, listed=listed)
