@@ -142,7 +142,7 @@ class Registry:
         mode, unread = entry.on_disconnect.mode, self._detached.setdefault(entry.principal.owner, set())
         unread -= {entry_id for entry_id in unread if self._is_over(entry_id)}
         if mode != "cancel" and len(unread) >= self._max_detached:
-            logger.warning("%s is cancelled: %d unread answers of its owner go on", entry.id, len(unread))
+            logger.info("%s is cancelled: %d unread answers of its owner go on", entry.id, len(unread))
             mode = "cancel"
         if mode == "cancel":
             self._cancel(entry)
