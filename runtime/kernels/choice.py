@@ -112,6 +112,8 @@ def default_choice(task: Task) -> Choice:
         return measured
     if task.num_rows == 1:
         return _gemv(task)
+    if task.weight_bits == 32:
+        return LIBRARY
     if task.num_rows <= MAX_SKINNY_ROWS:
         return _resident(task) if _rests(task) else _skinny(task)
     return _wide(task) if task.weight_bits == 8 and task.num_rows < WIDEN_FROM_ROWS else LIBRARY
@@ -137,7 +139,7 @@ def candidates(task: Task) -> list[Choice]:
     found = [default]
     if default.kind == "gemv":
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
-    elif task.num_rows <= MAX_SKINNY_ROWS:
+    elif default.kind != "library" and task.num_rows <= MAX_SKINNY_ROWS:
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
         found += [_resident(task)] if task.bucket <= 16 and task.weight_bits == 16 else []
     return [choice for choice in dict.fromkeys([*found, LIBRARY]) if choice.fits(task)]

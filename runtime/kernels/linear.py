@@ -11,6 +11,7 @@ result does not depend on its neighbours, bit for bit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,13 +20,15 @@ import triton
 from torch import Tensor
 
 from .activation import activation
-from .choice import PARTS, TILES, Choice, Task, default_choice, fixed_choice
+from .choice import LIBRARY, PARTS, TILES, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
 from .weight import Weight, widen
+
+log = logging.getLogger(__name__)
 
 PRECISION = "interpreted" if triton.knobs.runtime.interpret else "ieee"
 """A parameter of the kernels and not a constant beside them: the keys of Triton's cache would depend on the order in
@@ -64,7 +67,7 @@ class Linears:
         tuned: Mapping[str, Choice] | None = None,
     ) -> None:
         self._deterministic = deterministic
-        self._tuned = {} if tuned is None else tuned
+        self.tuned = {} if tuned is None else dict(tuned)
         self._normed = torch.zeros(max_tokens * normed_width, dtype=dtype, device=device)
         self._ups = torch.zeros(max_tokens * up_width, dtype=dtype, device=device)
         self._widened = torch.zeros(WIDENED if eight_bit else 0, dtype=dtype, device=device)
@@ -102,7 +105,7 @@ class Linears:
     def choice(self, task: Task) -> Choice:
         if self._deterministic:
             return fixed_choice(task)
-        tuned = self._tuned.get(task.key)
+        tuned = self.tuned.get(task.key)
         return tuned if tuned is not None and tuned.fits(task) else default_choice(task)
 
     def _run(self, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
@@ -111,9 +114,27 @@ class Linears:
             return
         can_fuse = extras.norm is not None and extras.norm.rms and not self._deterministic
         task = Task(num_outputs, x.size(1), num_rows, bits, can_fuse, extras.gated, extras.add)
-        choice = self.choice(task)
+        try:
+            self._by(self.choice(task), x, rows, weight, out, extras, can_fuse)
+        except triton.OutOfResources:
+            if self._deterministic:
+                raise
+            log.warning("%s: this card cannot hold %s; using the library", task.key, self.choice(task))
+            self.tuned[task.key] = LIBRARY
+            self._by(LIBRARY, x, rows, weight, out, extras, can_fuse)
+
+    def _by(
+        self,
+        choice: Choice,
+        x: Tensor,
+        rows: Tensor | None,
+        weight: Weight,
+        out: Tensor,
+        extras: Extras,
+        can_fuse: bool,
+    ) -> None:
         if extras.norm is not None and not (can_fuse and choice.fuses_norm):
-            normed = self._normed[: num_rows * x.size(1)].view(num_rows, -1)
+            normed = self._normed[: out.size(0) * x.size(1)].view(out.size(0), -1)
             norm(x, extras.norm, normed, rows)
             x, rows, extras = normed, None, extras._replace(norm=None)
         if choice.kind == "gemv":

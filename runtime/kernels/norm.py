@@ -1,4 +1,4 @@
-"""RMS and layer norms of rows, alone or after a residual addition. fp32 inside.
+"""RMS and layer norms of rows. fp32 inside.
 
 One program takes one row whole, so a row's result depends on nothing else. The rounding is transformers': an RMS norm
 rounds the normed row to the storage type before its weight multiplies it, a layer norm rounds once, at the end.
@@ -28,7 +28,7 @@ class Norm(NamedTuple):
 
 @triton.jit
 def _norm(
-    x, delta, rows, weight, bias, out, eps,
+    x, rows, weight, bias, out, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -40,14 +40,7 @@ def _norm(
     if PDL:
         gdc_wait()
     source = row if rows is None else tl.load(rows + row).to(tl.int64)
-    stored = tl.load(x + source * WIDTH + at, mask=inside, other=0.0)
-    if delta is not None:
-        added = stored.to(tl.float32) + tl.load(delta + row * WIDTH + at, mask=inside, other=0.0).to(
-            tl.float32
-        )
-        stored = added.to(x.dtype.element_ty)
-        tl.store(x + source * WIDTH + at, stored, mask=inside)
-    wide = stored.to(tl.float32)
+    wide = tl.load(x + source * WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     if RMS:
         wide = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
         y = wide.to(x.dtype.element_ty).to(tl.float32) * scale.to(tl.float32)
@@ -61,21 +54,11 @@ def _norm(
 
 def norm(x: Tensor, parameters: Norm, out: Tensor, rows: Tensor | None = None) -> None:
     """x [T, H] contiguous; out [T, H], or [len(rows), H] of the rows named by the int32 `rows`."""
-    _launch(x, None, rows, parameters, out)
-
-
-def add_norm(x: Tensor, delta: Tensor, parameters: Norm, out: Tensor) -> None:
-    """Add delta [T, H] to x [T, H] in place; out [T, H] is the norm of the sum."""
-    _launch(x, delta, None, parameters, out)
-
-
-def _launch(x: Tensor, delta: Tensor | None, rows: Tensor | None, parameters: Norm, out: Tensor) -> None:
     count, width = out.shape
-    block = triton.next_power_of_2(width)
-    pdl = can_depend(x.device)
+    block, pdl = triton.next_power_of_2(width), can_depend(x.device)
     if count:
         _norm[(count,)](
-            x, delta, rows, parameters.weight, parameters.bias, out, parameters.eps,
+            x, rows, parameters.weight, parameters.bias, out, parameters.eps,
             width, block, parameters.rms, pdl, num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
         )  # fmt: skip
 
@@ -92,9 +75,3 @@ def norm_reference(x: Tensor, parameters: Norm, rows: Tensor | None = None) -> T
         )
     normed = wide * wide.square().mean(-1, keepdim=True).add(parameters.eps).rsqrt()
     return normed.to(x.dtype) * parameters.weight
-
-
-def add_norm_reference(x: Tensor, delta: Tensor, parameters: Norm) -> Tensor:
-    """The naive twin of `add_norm`."""
-    x.copy_((x.float() + delta.float()).to(x.dtype))
-    return norm_reference(x, parameters)

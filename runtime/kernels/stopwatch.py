@@ -29,17 +29,14 @@ class Stopwatch:
     def __init__(self, device: torch.device, *, pool_bytes: int, most_rows: int, widest: int) -> None:
         self._device = device
         self._pool = torch.randn(pool_bytes // 2, device=device, dtype=torch.bfloat16).mul_(0.03)
-        self._tuned: dict[str, Choice] = {}
         self._linears = Linears(
             device, torch.bfloat16, max_tokens=most_rows, normed_width=widest, up_width=2 * widest,
-            eight_bit=True, tuned=self._tuned,
+            eight_bit=True,
         )  # fmt: skip
 
     def __call__(self, task: Task, choice: Choice | None = None) -> float:
         """Median seconds of one call; of the default choice where none is given. Infinity where it cannot run."""
-        self._tuned.clear()
-        if choice is not None:
-            self._tuned[task.key] = choice
+        self._linears.tuned = {} if choice is None else {task.key: choice}
         weights = self._weights(task)
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
         out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)

@@ -38,7 +38,8 @@ class Weight(NamedTuple):
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [N, K]; gives e4m3 [N, K] and scale [N] fp32, powers of two: each row's largest value becomes more than
     224 and at most 448."""
-    scale = torch.exp2(torch.log2(_scale(weight, E4M3_MAX)).ceil())
+    bits = _scale(weight, E4M3_MAX).view(torch.int32)
+    scale = ((bits + 0x007FFFFF) & 0x7F800000).view(torch.float32)  # up to the next power of two
     return (weight.float() / scale.unsqueeze(1)).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 
 

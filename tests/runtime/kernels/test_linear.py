@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from triton import OutOfResources
 
 from jitney.runtime.kernels.activation import activation_reference
 from jitney.runtime.kernels.choice import Choice, Task
@@ -163,3 +164,29 @@ def test_no_rows_are_no_work() -> None:
         weight("plain", N, torch.bfloat16),
         torch.empty(0, N, dtype=torch.bfloat16, device=DEVICE),
     )
+
+
+def test_a_card_that_cannot_hold_a_kernel_uses_the_library(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dtype = torch.bfloat16
+    linears = Linears(DEVICE, dtype, max_tokens=3, normed_width=K, up_width=2 * N)
+    refused: list[Choice] = []
+
+    def refuse(choice: Choice, *rest: object) -> None:
+        refused.append(choice)
+        raise OutOfResources(300_000, 101_376, "shared memory")
+
+    monkeypatch.setattr(linears, "_by_product", refuse)
+    monkeypatch.setattr(linears, "_by_resident", refuse)
+    x, w, norm, out = (
+        drawn(3, K, dtype=dtype),
+        weight("plain", 2 * N, dtype),
+        rms(dtype),
+        blank(3, N, dtype=dtype),
+    )
+    for _ in range(2):
+        linears.norm_up(x, norm, w, "silu", out, gated=True)
+        ups = product_reference(norm_reference(x, norm), w)
+        assert close(out, activation_reference(ups, "silu", gated=True).to(dtype))
+    assert len(refused) == len(caplog.records) == 1

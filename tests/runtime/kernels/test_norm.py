@@ -7,7 +7,7 @@ import torch
 
 from jitney.runtime.kernels.activation import ACTIVATIONS, activation, activation_reference
 from jitney.runtime.kernels.embedding import embedding, embedding_reference
-from jitney.runtime.kernels.norm import Norm, add_norm, add_norm_reference, norm, norm_reference
+from jitney.runtime.kernels.norm import Norm, norm, norm_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -35,16 +35,6 @@ def test_a_norm_is_its_twin(dtype: torch.dtype, rms: bool, width: int) -> None:
     rows = torch.tensor([3, 0], dtype=torch.int32, device=DEVICE)
     norm(x, parameters, out[:2], rows)
     assert close(out[:2], norm_reference(x, parameters, rows))
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_an_addition_goes_before_the_norm(dtype: torch.dtype) -> None:
-    x, delta = drawn(3, 80, dtype=dtype), drawn(3, 80, dtype=dtype, seed=1)
-    parameters = Norm(drawn(80, dtype=dtype, seed=2), None, 1e-6, True)
-    out, twin = torch.empty_like(x), x.clone()
-    add_norm(x, delta, parameters, out)
-    assert close(out, add_norm_reference(twin, delta, parameters))
-    assert close(x, twin)
 
 
 def test_a_row_of_nan_stays_its_own() -> None:
