@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...runtime.errors import ModelError
 from ...runtime.model.config import ModelConfig, RopeScaling
 from ...runtime.weights.hf_config import MAX_LAYERS, MAX_SIZE
-from .pickled import shown
+from .records import shown
 
 _REFUSED = {
     "num_experts": "mixtures of experts",

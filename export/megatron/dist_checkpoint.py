@@ -11,7 +11,8 @@ from ...runtime.errors import ModelError
 from ...runtime.weights.hf_config import MAX_LAYERS
 from ...runtime.weights.json_file import read_object
 from .global_tensor import GlobalTensor, Piece
-from .pickled import Name, PickleReader, Record, Refused, shown
+from .pickled import PickleReader
+from .records import Name, Record, Refused, shown
 from .state import MegatronState, Tally
 from .stored_tensor import ELEMENT_BYTES, StoredTensor, is_counts
 from .torch_file import MAX_PICKLE_BYTES, fields_of, read_torch_file

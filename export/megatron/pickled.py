@@ -8,49 +8,15 @@ extension registry are refused.
 
 from __future__ import annotations
 
-import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any
 
+from .records import INERT, Builder, Name, Record, Refused
+
 MAX_OBJECTS = 20_000_000
 """Made by one pickle: it bounds the memory that a small file can ask for."""
 MAX_INTEGER_BYTES = 64
-
-
-class Refused(ValueError):
-    """The pickle is malformed, or names what is not data."""
-
-
-class Name:
-    """A global that a pickle mentions; nothing is imported."""
-
-    __slots__ = ("path",)
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-
-class Record:
-    """An object that was not made: the name of its class, the arguments, the state, and what was put into it."""
-
-    __slots__ = ("name", "args", "state", "items")
-
-    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name = name
-        self.args = args
-        self.state: Any = None
-        self.items: list[Any] = []
-
-    def fields(self) -> dict[str, Any]:
-        """The attributes that its state sets."""
-        state = self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
-        return state if isinstance(state, dict) else {}
-
-
-Builder = Callable[[tuple[Any, ...]], Any]
-INERT: Builder = tuple
-"""The builder of what stays a `Record`."""
 
 
 class _Mark:
@@ -58,17 +24,8 @@ class _Mark:
 
 
 _MARK = _Mark()
-_SCALARS = {ord("J"): "<i", ord("K"): "<B", ord("M"): "<H", ord("G"): ">d"}
-_TEXTS = {ord("X"): "<I", 0x8C: "<B", 0x8D: "<Q"}
-_BYTES = {ord("B"): "<I", ord("C"): "<B", 0x8E: "<Q", 0x96: "<Q"}
-_LATIN = {ord("T"): "<i", ord("U"): "<B"}
-_INTEGERS = {0x8A: "<B", 0x8B: "<i"}
-_GETS = {ord("h"): "<B", ord("j"): "<I"}
-_PUTS = {ord("q"): "<B", ord("r"): "<I"}
-_CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False, ord(")"): ()}
-_EMPTY: dict[int, Callable[[], Any]] = {ord("]"): list, ord("}"): dict, 0x8F: set}
-_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
-_PROTO, _FRAME, _STOP = 0x80, 0x95, ord(".")
+_U8, _U16, _U32, _U64 = (struct.Struct(f"<{code}") for code in "BHIQ")
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
 
 
 class PickleReader:
@@ -85,67 +42,20 @@ class PickleReader:
         self._made = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._verbs: dict[int, Callable[[], None]] = {
-            ord("("): lambda: self._push(_MARK),
-            ord("0"): lambda: self._drop(),
-            ord("1"): lambda: self._drop_mark(),
-            ord("2"): lambda: self._push(self._top()),
-            ord("a"): lambda: self._extend([self._pop()]),
-            ord("e"): lambda: self._extend(self._marked()),
-            ord("s"): lambda: self._set_items([self._pop(), self._pop()][::-1]),
-            ord("u"): lambda: self._set_items(self._marked()),
-            0x90: lambda: self._add(self._marked()),
-            ord("t"): lambda: self._push(tuple(self._marked())),
-            0x91: lambda: self._push(frozenset(map(_key, self._marked()))),
-            ord("c"): lambda: self._push(self._name(self._line(), self._line())),
-            0x93: lambda: self._push(self._name(*[self._pop(), self._pop()][::-1])),
-            ord("R"): lambda: self._construct(self._pop()),
-            0x81: lambda: self._construct(self._pop()),
-            0x92: lambda: self._construct_by_keyword(),
-            ord("b"): lambda: self._build(self._pop()),
-            ord("Q"): lambda: self._push_persistent(self._pop()),
-            0x94: lambda: self._put(len(self._memo)),
-        }
 
     def read(self) -> Any:
         """The object. Raises `Refused`."""
-        while True:
-            code = self._take(1)[0]
+        data = self._data
+        while self._at < len(data):
+            code = data[self._at]
+            self._at += 1
             if code == _STOP:
                 return self._pop()
-            if code in self._verbs:
-                self._verbs[code]()
-            else:
-                self._read_value(code)
-
-    def _read_value(self, code: int) -> None:
-        if code in _TEXTS:
-            self._push(_text(self._sized(_TEXTS[code]), "utf-8"))
-        elif code in _GETS:
-            self._stack.append(self._get(self._scalar(_GETS[code])))
-        elif code in _PUTS:
-            self._put(self._scalar(_PUTS[code]))
-        elif code in _SCALARS:
-            self._push(self._scalar(_SCALARS[code]))
-        elif code in _TUPLES:
-            self._push(tuple([self._pop() for _ in range(_TUPLES[code])][::-1]))
-        elif code in _CONSTANTS:
-            self._push(_CONSTANTS[code])
-        elif code in _EMPTY:
-            self._push(_EMPTY[code]())
-        elif code in _BYTES:
-            self._push(self._sized(_BYTES[code]))
-        elif code in _LATIN:
-            self._push(_text(self._sized(_LATIN[code]), "latin-1"))
-        elif code in _INTEGERS:
-            self._push(int.from_bytes(self._sized(_INTEGERS[code], MAX_INTEGER_BYTES), "little", signed=True))
-        elif code == _PROTO:
-            if not 2 <= self._take(1)[0] <= 5:
-                raise Refused("expected a pickle of protocol 2 to 5")
-        elif code == _FRAME:
-            self._take(8)
-        else:
-            raise Refused(f"opcode {bytes([code])!r} at byte {self._at - 1} is not one that data needs")
+            verb = _VERBS.get(code)
+            if verb is None:
+                raise Refused(f"opcode {bytes([code])!r} at byte {self._at - 1} is not one that data needs")
+            verb(self)
+        raise Refused("it ends before its end")
 
     def _take(self, count: int) -> bytes:
         start = self._at
@@ -154,14 +64,28 @@ class PickleReader:
         self._at += count
         return self._data[start : self._at]
 
-    def _scalar(self, layout: str) -> Any:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+    def _skip(self, count: int) -> None:
+        self._take(count)
 
-    def _sized(self, layout: str, most: int | None = None) -> bytes:
+    def _scalar(self, layout: struct.Struct) -> Any:
+        try:
+            (value,) = layout.unpack_from(self._data, self._at)
+        except struct.error:
+            raise Refused(f"{layout.size} bytes are expected at byte {self._at}, fewer are left") from None
+        self._at += layout.size
+        return value
+
+    def _sized(self, layout: struct.Struct) -> bytes:
+        return self._take(self._scalar(layout))
+
+    def _integer(self, layout: struct.Struct) -> int:
         size = self._scalar(layout)
-        if most is not None and size > most:
+        if size > MAX_INTEGER_BYTES:
             raise Refused(f"an integer of {size} bytes at byte {self._at}")
-        return self._take(size)
+        return int.from_bytes(self._take(size), "little", signed=True)
+
+    def _tuple(self, size: int) -> tuple[Any, ...]:
+        return tuple([self._pop() for _ in range(size)][::-1])
 
     def _line(self) -> str:
         end = self._data.find(b"\n", self._at, self._at + 1024)
@@ -190,7 +114,7 @@ class PickleReader:
             raise Refused(f"the stack is empty at byte {self._at}")
         self._stack.pop()
 
-    def _drop_mark(self) -> None:
+    def _drop_to_mark(self) -> None:
         self._marked()
 
     def _marked(self) -> list[Any]:
@@ -202,10 +126,10 @@ class PickleReader:
                 return items
         raise Refused(f"no mark before byte {self._at}")
 
-    def _get(self, index: int) -> Any:
+    def _get(self, index: int) -> None:
         if index not in self._memo:
             raise Refused(f"nothing was stored as {index}")
-        return self._memo[index]
+        self._stack.append(self._memo[index])
 
     def _put(self, index: int) -> None:
         self._memo[index] = self._top()
@@ -252,24 +176,19 @@ class PickleReader:
             raise Refused(f"it calls {target.path[:200]}")
         self._push(Record(target.path, args) if builder is INERT else builder(args))
 
-    def _construct_by_keyword(self) -> None:
-        keywords, args = self._pop(), self._pop()
-        self._construct((args, keywords))
-
     def _build(self, state: Any) -> None:
         target = self._top()
         if isinstance(target, Record):
             target.state = state
 
+    def _protocol(self) -> None:
+        if not 2 <= self._scalar(_U8) <= 5:
+            raise Refused("expected a pickle of protocol 2 to 5")
+
     def _push_persistent(self, identity: Any) -> None:
         if self._persistent is None:
             raise Refused("a persistent id, where none is expected")
         self._push(self._persistent(identity))
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short, and no deeper than a few levels, whatever a file made of it."""
-    return value.name[:80] if isinstance(value, Record) else reprlib.repr(value)[:80]
 
 
 def _text(raw: bytes, encoding: str) -> str:
@@ -282,8 +201,85 @@ def _text(raw: bytes, encoding: str) -> str:
 def _key(key: Any) -> Any:
     """A key that hashes in bounded time: a scalar, a flat tuple of scalars, or one of our own objects. Larger integers
     would let a file choose which keys collide."""
+    if type(key) is str:
+        return key
     for part in key if isinstance(key, tuple) else (key,):
         plain = isinstance(part, (str, bytes, float, Name, Record, type(None)))
         if not plain and not (isinstance(part, int) and abs(part) < 2**60):
             raise Refused(f"a key that is a {type(part).__name__}, or too large")
     return key
+
+
+Verb = Callable[[PickleReader], None]
+
+
+def _push(value: Callable[[PickleReader], Any]) -> Verb:
+    return lambda reader: reader._push(value(reader))
+
+
+def _push_text(size: struct.Struct, encoding: str = "utf-8") -> Verb:
+    return lambda reader: reader._push(_text(reader._sized(size), encoding))
+
+
+def _push_bytes(size: struct.Struct) -> Verb:
+    return lambda reader: reader._push(reader._sized(size))
+
+
+def _push_number(layout: struct.Struct) -> Verb:
+    return lambda reader: reader._push(reader._scalar(layout))
+
+
+_STOP = ord(".")
+_VERBS: dict[int, Verb] = {
+    0x80: lambda reader: reader._protocol(),
+    0x95: lambda reader: reader._skip(8),  # a frame's length
+    ord("N"): _push(lambda _: None),
+    0x88: _push(lambda _: True),
+    0x89: _push(lambda _: False),
+    ord("K"): _push_number(_U8),
+    ord("M"): _push_number(_U16),
+    ord("J"): _push_number(_I32),
+    ord("G"): _push_number(_F64),
+    0x8A: _push(lambda reader: reader._integer(_U8)),
+    0x8B: _push(lambda reader: reader._integer(_I32)),
+    0x8C: _push_text(_U8),
+    ord("X"): _push_text(_U32),
+    0x8D: _push_text(_U64),
+    ord("U"): _push_text(_U8, "latin-1"),
+    ord("T"): _push_text(_I32, "latin-1"),
+    ord("C"): _push_bytes(_U8),
+    ord("B"): _push_bytes(_U32),
+    0x8E: _push_bytes(_U64),
+    0x96: _push_bytes(_U64),
+    ord("]"): _push(lambda _: []),
+    ord("}"): _push(lambda _: {}),
+    0x8F: _push(lambda _: set()),
+    ord(")"): _push(lambda _: ()),
+    0x85: _push(lambda reader: reader._tuple(1)),
+    0x86: _push(lambda reader: reader._tuple(2)),
+    0x87: _push(lambda reader: reader._tuple(3)),
+    ord("t"): _push(lambda reader: tuple(reader._marked())),
+    0x91: _push(lambda reader: frozenset(map(_key, reader._marked()))),
+    ord("a"): lambda reader: reader._extend([reader._pop()]),
+    ord("e"): lambda reader: reader._extend(reader._marked()),
+    ord("s"): lambda reader: reader._set_items(list(reader._tuple(2))),
+    ord("u"): lambda reader: reader._set_items(reader._marked()),
+    0x90: lambda reader: reader._add(reader._marked()),
+    ord("("): _push(lambda _: _MARK),
+    ord("0"): lambda reader: reader._drop(),
+    ord("1"): lambda reader: reader._drop_to_mark(),
+    ord("2"): _push(lambda reader: reader._top()),
+    ord("h"): lambda reader: reader._get(reader._scalar(_U8)),
+    ord("j"): lambda reader: reader._get(reader._scalar(_U32)),
+    ord("q"): lambda reader: reader._put(reader._scalar(_U8)),
+    ord("r"): lambda reader: reader._put(reader._scalar(_U32)),
+    0x94: lambda reader: reader._put(len(reader._memo)),
+    ord("c"): _push(lambda reader: reader._name(reader._line(), reader._line())),
+    0x93: _push(lambda reader: reader._name(*reader._tuple(2))),
+    ord("R"): lambda reader: reader._construct(reader._pop()),
+    0x81: lambda reader: reader._construct(reader._pop()),
+    0x92: lambda reader: reader._construct(reader._tuple(2)),
+    ord("b"): lambda reader: reader._build(reader._pop()),
+    ord("Q"): lambda reader: reader._push_persistent(reader._pop()),
+}
+"""By opcode. What protocols 0 and 1 alone have, the extension registry and out-of-band buffers are not here."""

@@ -10,7 +10,7 @@ import msgspec
 
 from ..source import Removed
 from .global_tensor import GlobalTensor
-from .pickled import Record
+from .records import Record
 from .stored_tensor import StoredTensor
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...runtime.errors import ModelError
 from .global_tensor import GlobalTensor, Piece
-from .pickled import shown
+from .records import shown
 from .state import MegatronState, Tally
 from .stored_tensor import StoredTensor
 from .torch_file import fields_of, read_torch_file

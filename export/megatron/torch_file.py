@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ...runtime.errors import ModelError
-from .pickled import Name, PickleReader, Record, Refused, shown
+from .pickled import PickleReader
+from .records import Name, Record, Refused, shown
 from .stored_tensor import ELEMENT_BYTES, StoredTensor, is_counts
 from .torch_names import PARAMETERS, STORAGE_TYPES, builder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pickled import INERT, Builder, Refused
+from .records import INERT, Builder, Refused
 from .stored_tensor import ELEMENT_BYTES, StoredTensor
 
 STORAGE_TYPES = {

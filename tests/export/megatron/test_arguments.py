@@ -8,7 +8,7 @@ import megatron_state as made
 import pytest
 
 from jitney.export.megatron.arguments import Arguments, megatron_config, zero_centred
-from jitney.export.megatron.pickled import Record
+from jitney.export.megatron.records import Record
 from jitney.runtime.errors import ModelError
 from jitney.runtime.model.config import ModelConfig, RopeScaling
 

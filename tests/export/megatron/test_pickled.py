@@ -14,7 +14,8 @@ from hostile_pickles import NAMES, calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jitney.export.megatron.pickled import MAX_OBJECTS, Name, PickleReader, Record, Refused
+from jitney.export.megatron.pickled import MAX_OBJECTS, PickleReader
+from jitney.export.megatron.records import Name, Record, Refused
 from jitney.export.megatron.torch_names import builder
 
 PLAIN: list[Any] = [
