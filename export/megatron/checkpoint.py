@@ -36,7 +36,8 @@ def latest(directory: Path) -> Path:
     if not tracker.is_file():
         return directory
     try:
-        step = tracker.read_text(encoding="utf-8").strip()
+        with tracker.open("rb") as file:
+            step = file.read(100).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{tracker}: cannot be read: {error}") from error
     if not re.fullmatch(r"release|\d{1,9}", step):
