@@ -64,7 +64,7 @@ def main() -> None:
     starts["jitney, Hugging Face directory"] = [*chat, directory]
     starts["transformers"] = [sys.executable, "-c", TRANSFORMERS, directory, QUESTION]
     taken: dict[str, list[float]] = {name: [] for name in starts}
-    for name, command in starts.items():
+    for command in starts.values():
         seconds(command, QUESTION)  # files into the system's cache
     for _ in range(arguments.rounds):
         for name, command in starts.items():

@@ -200,7 +200,10 @@ class Narrower:
 
     def _matrix(self, *names: str) -> tuple[Tensor, Tensor | None]:
         """float32, of several layers one above the other, and the biases where they have any."""
-        weight = torch.cat([self._read(name + ".weight").float() for name in names])
+        shapes = [self._source.weights.shape(name + ".weight") for name in names]
+        weight = torch.empty(sum(rows for rows, _ in shapes), shapes[0][1])
+        for name, part in zip(names, weight.split([rows for rows, _ in shapes]), strict=True):
+            part.copy_(self._read(name + ".weight"))
         if names[0] + ".bias" not in self._source.weights.names():
             return weight, None
         return weight, torch.cat([self._read(name + ".bias").float() for name in names])

@@ -50,7 +50,7 @@ class Rounding(msgspec.Struct, frozen=True):
         scale = widest
         for shrink in SHRINKS:
             tried = (widest * shrink).to(self.scale_dtype).float()
-            error = (_nearest(groups, tried) * tried[..., None] - groups).square_().mul_(heed).sum(-1)
+            error = _nearest(groups, tried).mul_(tried[..., None]).sub_(groups).square_().mul_(heed).sum(-1)
             scale = torch.where(error < best, tried, scale)
             best = torch.minimum(error, best)
         values = _nearest(groups, scale)
@@ -71,10 +71,10 @@ def _nearest(groups: Tensor, scale: Tensor) -> Tensor:
 
 def _int8(weight: Tensor) -> Rounded:
     values, scale = rounded(weight)
-    return Rounded((values, scale[:, None]), values.float() * scale[:, None])
+    return Rounded((values, scale[:, None]), values.float().mul_(scale[:, None]))
 
 
 def _fp8(weight: Tensor) -> Rounded:
     scale = weight.abs().amax(1, keepdim=True).clamp_min_(1e-12) / FP8_MAX
     values = (weight / scale).to(torch.float8_e4m3fn)
-    return Rounded((values, scale), values.float() * scale)
+    return Rounded((values, scale), values.float().mul_(scale))

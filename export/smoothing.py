@@ -11,7 +11,7 @@ from .rounding import Rounding
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MAX_SAMPLES = 256
-MAX_ROWS = 8192
+MAX_ROWS = 1024
 """Of a tall matrix, on which the search is made."""
 
 

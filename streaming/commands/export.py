@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ...runtime.errors import InvalidField
+from ...runtime.process import short_spins
 from .opening import stderr
 from .options import MODEL_HELP
 
@@ -61,8 +62,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
-    from ...export.open import open_source
-    from ...export.options import ExportOptions
+    with short_spins():
+        from ...export.open import open_source
+        from ...export.options import ExportOptions
 
     options = ExportOptions(
         source=checkpoint,

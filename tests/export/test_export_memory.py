@@ -1,0 +1,73 @@
+"""An export holds two of the largest tensors and 500 MB at most, whatever the size of the model: 670 MB here, 100 MB
+where it is narrowed, which takes long."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_checkpoints import write_tokenizer
+
+HIDDEN, INNER, VOCAB = 1024, 4096, 96
+CHILD = """
+import sys
+from pathlib import Path
+from jitney.export.engine_directory import export_engine
+from jitney.export.hf_directory import export_huggingface
+from jitney.export.open import open_source
+from jitney.export.options import ExportOptions
+export = export_engine if sys.argv[3] != "hf" else export_huggingface
+quantize = "int8" if sys.argv[3] == "int8" else None
+text = Path(sys.argv[1]) / "text"
+text.write_text("A short text to calibrate with. " * 20)
+options = ExportOptions(source="s", quantize=quantize, accept_quality=True, text=text)
+export(open_source(sys.argv[1]), Path(sys.argv[2]), options, lambda *_: None)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def large_checkpoint(directory: Path, num_layers: int) -> int:
+    """A Llama of 34 MB a layer; gives the bytes of its largest tensor."""
+    directory.mkdir()
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(VOCAB, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN),
+    }
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        for name in ("q", "k", "v", "o"):
+            tensors[f"{prefix}self_attn.{name}_proj.weight"] = torch.randn(HIDDEN, HIDDEN) / 32
+        for name in ("gate", "up"):
+            tensors[f"{prefix}mlp.{name}_proj.weight"] = torch.randn(INNER, HIDDEN) / 32
+        tensors[f"{prefix}mlp.down_proj.weight"] = torch.randn(HIDDEN, INNER) / 64
+        for name in ("input", "post_attention"):
+            tensors[f"{prefix}{name}_layernorm.weight"] = torch.ones(HIDDEN)
+    tensors["model.embed_tokens.weight"].normal_()
+    stored = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_file(stored, directory / "model.safetensors")
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+    }
+    shape |= {"num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 128}
+    config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    (directory / "config.json").write_text(json.dumps(config | shape))
+    write_tokenizer(directory)
+    return max(tensor.nbytes for tensor in stored.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize("kind", ["engine", "hf", "int8"])
+def test_memory_stays_bounded(kind: str, tmp_path: Path) -> None:
+    largest = large_checkpoint(tmp_path / "source", 3 if kind == "int8" else 20)
+    arguments = [str(tmp_path / "source"), str(tmp_path / "target"), kind]
+    run = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) * 1024 < 2 * largest + 500 * 10**6
