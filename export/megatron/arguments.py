@@ -15,6 +15,9 @@ _REFUSED = {
     "num_experts": "mixtures of experts",
     "multi_latent_attention": "multi-latent attention",
     "heterogeneous_layers_config_path": "layers of different kinds",
+    "heterogeneous_block_specs": "layers of different kinds",
+    "use_mup": "muP's multipliers",
+    "enable_mhc_connections": "hyper-connections",
     "is_hybrid_model": "hybrid models",
     "hybrid_layer_pattern": "hybrid models",
     "hybrid_override_pattern": "hybrid models",
@@ -120,7 +123,7 @@ def megatron_config(args: Arguments, vocab_size: int, stored_dtype: str) -> Mode
         attention_out_bias=bias,
         mlp_bias=bias,
         qk_norm=args.flag("qk_layernorm"),
-        rope_theta=args.positive("rotary_base") if rotary else None,
+        rope_theta=_rotary_base(args) if rotary else None,
         rope_scaling=_rope_scaling(args) if rotary else None,
         rotary_fraction=_rotary_fraction(args, head_dim) if rotary else 1.0,
         learned_positions=positions == _LEARNED,
@@ -163,6 +166,10 @@ def _activation(
 def _positions(args: Arguments) -> str:
     old = _ROTARY if args.flag("use_rotary_position_embeddings") else _LEARNED
     return args.choice("position_embedding_type", (_ROTARY, _LEARNED, _NONE), old)
+
+
+def _rotary_base(args: Arguments) -> float:
+    return 10000.0 if args.fields.get("rotary_base") is None else args.positive("rotary_base")
 
 
 def _rope_scaling(args: Arguments) -> RopeScaling | None:
