@@ -47,7 +47,7 @@ function send(asked, trigger) {
   const system = settings.systemPrompt();
   const prompt = system ? [{ id: "system", role: "system", parts: [{ type: "text", text: system }] }] : [];
   const messages = asked.messages.map(({ id, role, parts }) => ({ id, role, parts }));
-  follow(asked, client.send({ id: asked.id, trigger, messages: [...prompt, ...messages], body: settings.body() }));
+  follow(asked, client.send({ id: asked.id, trigger, messages: [...prompt, ...messages], body: settings.body(served[0]) }));
 }
 
 /** Show an answer as it comes. `isMine`: asked by this tab, which then also keeps it while it grows. */

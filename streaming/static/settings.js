@@ -5,16 +5,20 @@ import * as key from "./key.js";
 import { element } from "./view.js";
 import * as store from "./store.js";
 
+const DEFAULT_MAX_TOKENS = 1024;
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
 
 const dialog = document.getElementById("settings");
 const form = dialog.querySelector("form");
 
-/** The `body` of a request. */
-export function body() {
-  const values = store.settings();
+/** The `body` of a request to a model. */
+export function body(model) {
+  const values = { max_tokens: longest(model), ...store.settings() };
   return Object.fromEntries(["model", ...NUMBERS].filter((name) => values[name] != null).map((name) => [name, values[name]]));
 }
+
+/** How long an answer may become where nothing is set: a model that rambles should end some day. */
+const longest = (model) => Math.min(DEFAULT_MAX_TOKENS, Math.ceil((model?.max_model_len ?? Infinity) / 2));
 
 export const systemPrompt = () => store.settings().system ?? "";
 
@@ -42,6 +46,7 @@ export function show(served) {
   );
   for (const name of ["system", ...NUMBERS]) form.elements[name].value = values[name] ?? "";
   if (served.some((model) => model.id === values.model)) form.elements.model.value = values.model;
+  form.elements.max_tokens.placeholder = longest(served[0]);
   dialog.showModal();
 }
 

@@ -93,6 +93,19 @@ assert.equal(cut.status, "ready");
 assert.deepEqual(cut.messages.map((message) => message.id).slice(1), [id]);
 assert.equal(text(cut.messages[1]), text(whole.messages[1]));
 
+// The lines of the README: a page that takes up its answer by itself when the network fails.
+const healed = new Chat("healed", transport, {
+  onFinish: ({ isDisconnect }) => isDisconnect && healed.resumeStream(),
+});
+void healed.sendMessage(question, { body });
+for (const length of [20, 120]) {
+  await until(() => healed.messages.length === 2 && text(healed.messages[1]).length > length);
+  sockets.at(-1).terminate();
+}
+await until(() => healed.status === "ready" && text(healed.messages[1]).length >= text(whole.messages[1]).length);
+assert.equal(text(healed.messages[1]), text(whole.messages[1]));
+assert.equal(healed.messages.length, 2);
+
 // A page that was loaded anew knows the question only, and finds the answer; a chat that never was has none.
 const reloaded = new Chat("cut", transport);
 reloaded.messages = [cut.messages[0]];
