@@ -1,4 +1,4 @@
-"""The draw from weights in order of id, and which of a row's logits a cut keeps."""
+"""The draw from weights in order of id, which of a row's logits a cut keeps, and what makes a draw impossible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ import triton.language as tl
 
 from .philox import uniform
 from .row_words import CHOICE, SEED_HIGH, SEED_LOW, row_word
+from .search import weight
+
+
+@triton.jit
+def scanned(peaks, sums, row, scale, num_blocks, BLOCKS: tl.constexpr):
+    """What a scan of a random row found: by block the peak, the row's peak, and by block what it weighs, float32."""
+    at = tl.arange(0, BLOCKS)
+    peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
+    sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
+    peak = tl.max(peak_of, axis=0)
+    return peak_of, peak, tl.where(peak_of > float("-inf"), sum_of * weight(peak_of, peak, scale), 0.0)
+
+
+@triton.jit
+def fault_of(peak_of, peak):
+    """A row's flag: see `row_words`."""
+    is_nan = tl.max(tl.where(peak_of != peak_of, 1, 0), axis=0)
+    other = tl.where(peak == float("-inf"), 2, tl.where(peak == float("inf"), 3, 0))
+    return tl.where(is_nan > 0, 1, other)
 
 
 @triton.jit

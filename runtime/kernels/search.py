@@ -98,7 +98,7 @@ def top_p_of(words, slot, position):
     top_p = row_number(words, slot, TOP_P).to(tl.float64) + row_number(words, slot, TOP_P_REST).to(tl.float64)
     generated = (position - row_word(words, slot, PROMPT_LEN)).to(tl.float32)
     decayed = top_p * tl.exp2(row_number(words, slot, TOP_P_DECAY) * generated).to(tl.float64)
-    return tl.maximum(decayed, row_number(words, slot, TOP_P_BOUND).to(tl.float64))
+    return tl.maximum(tl.maximum(decayed, row_number(words, slot, TOP_P_BOUND).to(tl.float64)), 1e-30)
 
 
 @triton.jit
@@ -119,7 +119,7 @@ def advance(words, slot, position, grain, peak, pivots, counts, masses, phase, h
     enough = tl.where(phase == BY_COUNT, counts >= top_k, masses >= target)
     i = tl.sum(enough.to(tl.int32), axis=0) - 1
     binds = i >= 0
-    i = tl.maximum(i, 0)
+    i = tl.minimum(tl.maximum(i, 0), PIVOTS - 2)
     low, high = pick(pivots, i), pick(pivots, i + 1)
     count, above = pick(counts, i), pick(counts, i + 1)
     mass, mass_above = pick(masses, i), pick(masses, i + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .draw import first_above, kept_of, point_of
+from .draw import fault_of, first_above, kept_of, point_of, scanned
 from .marks import COUNT, read
 from .row_words import COUNTED, CUT, MODE, RANDOM, SCALE, SEQUENCES, row_number, row_word
 from .search import (
@@ -49,41 +49,24 @@ def settle_kernel(
         at = tl.arange(0, BLOCKS)
         peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
         peak = tl.max(peak_of, axis=0)
-        flag = _flag(peak_of, peak)
+        flag = fault_of(peak_of, peak)
         if flag == 0:
             if (mode & RANDOM) == 0:
                 block = tl.min(tl.where(peak_of == peak, at, BLOCKS), axis=0)
                 ids = block * BLOCK + tl.arange(0, BLOCK)
-                values = read(
-                    logits + row * vocab,
-                    ids,
-                    ids < vocab,
-                    words,
-                    slot,
-                    mode,
-                    marks,
-                    biases,
-                    position,
-                    vocab,
-                    ADJUST,
-                )
+                inside = ids < vocab
+                here = logits + row * vocab
+                values = read(here, ids, inside, words, slot, mode, marks, biases, position, vocab, ADJUST)
                 token = tl.min(tl.where(values == peak, ids, vocab), axis=0)
             else:
                 token = _drawn(
-                    logits + row * vocab, words, slot, mode, marks, biases, position, sums, peak_of, peak, state,
+                    logits + row * vocab, words, slot, mode, marks, biases, position, peaks, sums, peak, state,
                     measures, tokens, row, vocab, num_blocks, num_rows, num_passes, CUTS, ADJUST, COARSE, BLOCK, BLOCKS,
                 )  # fmt: skip
             if ADJUST:
                 _remember(marks, history, slot, mode, position, token, vocab)
     tl.store(tokens + row, token)
     tl.store(flags + row, flag)
-
-
-@triton.jit
-def _flag(peak_of, peak):
-    wrong = tl.max(tl.where(peak_of != peak_of, 1, 0), axis=0)
-    other = tl.where(peak == float("-inf"), 2, tl.where(peak == float("inf"), 3, 0))
-    return tl.where(wrong > 0, 1, other)
 
 
 @triton.jit
@@ -98,15 +81,15 @@ def _remember(marks, history, slot, mode, position, token, vocab):
 
 @triton.jit
 def _drawn(
-    logits, words, slot, mode, marks, biases, position, sums, peak_of, peak, state, measures, tokens, row, vocab,
+    logits, words, slot, mode, marks, biases, position, peaks, sums, peak, state, measures, tokens, row, vocab,
     num_blocks, num_rows, num_passes,
     CUTS: tl.constexpr, ADJUST: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     scale = row_number(words, slot, SCALE)
     at = tl.arange(0, BLOCKS)
     low, edge, limit_of = float("-inf"), float("-inf"), at * 0
-    sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
-    mass_of = tl.where(peak_of > float("-inf"), sum_of * weight(peak_of, peak, scale), 0.0).to(tl.float64)
+    _, _, found = scanned(peaks, sums, row, scale, num_blocks, BLOCKS)
+    mass_of = found.to(tl.float64)
     token = 0
     is_open = True
     if CUTS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .draw import first_above, kept_of, point_of
+from .draw import fault_of, first_above, kept_of, point_of, scanned
 from .listing import ROUNDS, bound_by_count, listed, lowest_peak, narrowed, ranked, steps_between
 from .row_words import CUT, MODE, REACH, SCALE, TOP_K, row_number, row_word
 from .search import (
@@ -55,20 +55,12 @@ def shortlist_kernel(
         position = tl.load(positions + row)
         scale = row_number(words, slot, SCALE)
         grain = grain_of(mode, COARSE)
-        at = tl.arange(0, BLOCKS)
-        peak_of = tl.load(peaks + row * num_blocks + at, mask=at < num_blocks, other=float("-inf"))
-        sum_of = tl.load(sums + row * num_blocks + at, mask=at < num_blocks, other=0.0)
-        peak = tl.max(peak_of, axis=0)
-        total = tl.sum(tl.where(peak_of > float("-inf"), sum_of * weight(peak_of, peak, scale), 0.0), axis=0)
-        is_wrong = tl.max(tl.where(peak_of != peak_of, 1, 0), axis=0) > 0
-        is_wrong |= (peak == float("-inf")) | (peak == float("inf"))
-
-        j = tl.arange(0, ALL_PARTS)
-        is_part = j < num_blocks * PARTS
-        part_peak = tl.load(part_peaks + row * num_blocks * PARTS + j, mask=is_part, other=float("-inf"))
-        anchor = tl.load(peaks + row * num_blocks + j // PARTS, mask=is_part, other=float("-inf"))
-        part_sum = tl.load(part_sums + row * num_blocks * PARTS + j, mask=is_part, other=0.0)
-        part_sum = tl.where(part_peak > float("-inf"), part_sum * weight(anchor, peak, scale), 0.0)
+        peak_of, peak, mass_of = scanned(peaks, sums, row, scale, num_blocks, BLOCKS)
+        total = tl.sum(mass_of, axis=0)
+        is_wrong = fault_of(peak_of, peak) != 0
+        part_peak, part_sum = _parts(
+            peaks, part_peaks, part_sums, row, peak, scale, num_blocks, PARTS, ALL_PARTS
+        )
         top_k, top_p = row_word(words, slot, TOP_K), top_p_of(words, slot, position)
         top_k = tl.where(top_k < vocab, top_k, 0)
         floor = peak - row_number(words, slot, REACH)
@@ -88,40 +80,30 @@ def shortlist_kernel(
         if (num > 0) & (num <= MOST):
             if num <= COMPARED:
                 place = _compared(
-                    words,
-                    slot,
-                    position,
-                    values + row * MOST,
-                    num,
-                    peak,
-                    scale,
-                    top_k,
-                    top_p,
-                    target,
-                    floor,
-                    COMPARED,
-                )
+                    words, slot, position, values + row * MOST, num, peak, scale, top_k, top_p, target, floor, COMPARED
+                )  # fmt: skip
             else:
                 place = _searched(
-                    words,
-                    slot,
-                    position,
-                    grain,
-                    values + row * MOST,
-                    num,
-                    peak,
-                    scale,
-                    phase,
-                    low,
-                    high,
-                    target,
-                    MOST,
-                )
+                    words, slot, position, grain, values + row * MOST, num, peak, scale, phase, low, high, target, MOST
+                )  # fmt: skip
             tl.store(tokens + row, tl.load(ids + row * MOST + place))
             phase = phase * 0 + CHOSEN
         zero = low * 0
         here = state + row * _STATE
         store_search(here, phase, low, high, target, zero - NO_LIMIT, zero + NO_LIMIT, zero, zero, zero)
+
+
+@triton.jit
+def _parts(
+    peaks, part_peaks, part_sums, row, peak, scale, num_blocks, PARTS: tl.constexpr, ALL_PARTS: tl.constexpr
+):  # fmt: skip
+    """Of each part: its peak, and what it weighs."""
+    j = tl.arange(0, ALL_PARTS)
+    is_part = j < num_blocks * PARTS
+    part_peak = tl.load(part_peaks + row * num_blocks * PARTS + j, mask=is_part, other=float("-inf"))
+    part_sum = tl.load(part_sums + row * num_blocks * PARTS + j, mask=is_part, other=0.0)
+    anchor = tl.load(peaks + row * num_blocks + j // PARTS, mask=is_part, other=float("-inf"))
+    return part_peak, tl.where(part_peak > float("-inf"), part_sum * weight(anchor, peak, scale), 0.0)
 
 
 @triton.jit

@@ -79,6 +79,17 @@ def test_logits_of_all_sizes_are_cut_alike() -> None:
     assert sampled(values, rows, full=False, block=16)[0] == expected(values, rows)
 
 
+@pytest.mark.parametrize("listed", [16, 128])
+def test_top_p_may_fall_to_nothing(listed: int) -> None:
+    rows = [Row(RowSampling(seed=1, top_p_decay=0.5), [1] * 400, 1)]
+    values = logits(10, 1, torch.float32)
+    assert (
+        sampled(values, rows, full=False, listed=listed)[0]
+        == expected(values, rows)
+        == [values.argmax().item()]
+    )
+
+
 @pytest.mark.parametrize("listed", [16, 256])
 def test_a_long_list_gives_what_a_search_of_all_gives(listed: int) -> None:
     """16: no list is long enough, so the search goes through all logits; 256: it goes through the list."""
