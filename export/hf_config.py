@@ -45,9 +45,9 @@ def hf_fields(config: ModelConfig) -> dict[str, Any]:
 def quantization_config(config: ModelConfig, group: int) -> dict[str, Any]:
     """In compressed-tensors' form, as vLLM and TensorRT-LLM read it. `config.quantization` is set, `group` for int4."""
     narrowing = config.quantization
-    whole = {"symmetric": True, "group_size": None}
+    whole: dict[str, object] = {"symmetric": True, "group_size": None}
     if narrowing == "int4":
-        weights = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
+        weights: dict[str, object] = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
         weights |= {"group_size": group}
     else:
         kind = "int" if narrowing == "int8" else "float"

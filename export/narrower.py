@@ -55,44 +55,40 @@ class Narrower:
             yield from self._head(embed)
 
     def _attention(self, layer: int) -> Iterator[Tensor]:
-        model, windows, prefix = self._model, self._windows, f"model.layers.{layer}."
+        model, prefix = self._model, f"model.layers.{layer}."
         before = self._norm(prefix + "input_layernorm")
-        parts = [prefix + f"self_attn.{name}_proj" for name in "qkv"]
-        qkv, qkv_bias = self._matrix(*parts)
+        qkv, qkv_bias = self._matrix(*[prefix + f"self_attn.{name}_proj" for name in "qkv"])
         out, out_bias = self._matrix(prefix + "self_attn.o_proj")
         qk_norm = self._qk_norm(prefix)
-        seen, given = self._inputs(qkv), self._inputs(out)
-        peaks = [0.0, torch.zeros(model.num_kv_heads * model.head_dim)]
+        seen, given, keys, values = self._inputs(qkv), self._inputs(out), Peaks(), Peaks()
         for index, x in enumerate(self._plain):
-            h = windows.norm(x, before)
-            q, k, v = windows.heads(_linear(h, qkv, qkv_bias), qk_norm)
-            context = windows.attend(q, k, v, layer)
+            h = self._windows.norm(x, before)
+            q, k, v = self._windows.heads(_linear(h, qkv, qkv_bias), qk_norm)
+            context = self._windows.attend(q, k, v, layer)
             if index in self._calibrating:
                 seen.see(h)
                 given.see(context)
-                peaks = [max(peaks[0], k.abs().max()), torch.maximum(peaks[1], v.abs().amax(1).flatten())]
+                keys.see(k)
+                values.see(v)
             x += _linear(context, out, out_bias)
         owners = self._value_owners()
         scale = smoothing(given, out, self._rounding, owners)
         shared = torch.ones(model.num_kv_heads * model.head_dim).scatter_(0, owners, scale)
-        kv_rows = model.num_kv_heads * model.head_dim
-        qkv[-kv_rows:] /= shared[:, None]
-        if qkv_bias is not None:
-            qkv_bias[-kv_rows:] /= shared
-        self.kv_scales.append((float(peaks[0]) / FP8_MAX, float((peaks[1] / shared).max()) / FP8_MAX))
+        _divide_last_rows(qkv, qkv_bias, shared)
+        self.kv_scales.append((keys.largest() / FP8_MAX, values.largest(shared) / FP8_MAX))
         folded, first = self._folded(before, seen, qkv)
         second = self._rounding.matrix(out * scale, given.mean_square / scale.square())
         qkv_bias = None if qkv_bias is None else qkv_bias.to(self._dtype)
         yield from folded.values()
-        rows = [model.num_heads * model.head_dim, kv_rows, kv_rows]
-        yield from _split(first, qkv_bias, rows)
+        q_rows, kv_rows = model.num_heads * model.head_dim, len(shared)
+        yield from _split(first, qkv_bias, [q_rows, kv_rows, kv_rows])
         yield from (part.to(self._dtype) for part in qk_norm or ())
         yield from _split(second, out_bias, [len(out)])
         for x in self._narrow:
-            h = self._rounding.inputs(windows.norm(x, _float(folded)))
-            q, k, v = windows.heads(_linear(h, first.dense, qkv_bias), qk_norm)
+            h = self._rounding.inputs(self._windows.norm(x, _float(folded)))
+            q, k, v = self._windows.heads(_linear(h, first.dense, qkv_bias), qk_norm)
             k, v = (self._cached(part, peak) for part, peak in zip((k, v), self.kv_scales[-1], strict=True))
-            context = self._rounding.inputs(windows.attend(q, k, v, layer))
+            context = self._rounding.inputs(self._windows.attend(q, k, v, layer))
             x += _linear(context, second.dense, out_bias)
 
     def _mlp(self, layer: int) -> Iterator[Tensor]:
@@ -112,9 +108,7 @@ class Narrower:
         scale = torch.ones(down.size(1))
         if model.gated_mlp:
             scale = smoothing(given, down, self._rounding)
-            up[len(scale) :] /= scale[:, None]
-            if up_bias is not None:
-                up_bias[len(scale) :] /= scale
+            _divide_last_rows(up, up_bias, scale)
         folded, first = self._folded(before, seen, up)
         second = self._rounding.matrix(down * scale, given.mean_square / scale.square())
         up_bias = None if up_bias is None else up_bias.to(self._dtype)
@@ -210,6 +204,28 @@ class Narrower:
 
     def _read(self, name: str) -> Tensor:
         return self._source.weights.get(name).to(self._dtype)
+
+
+class Peaks:
+    """The largest of what went into a layer's cache, for each element of all its heads."""
+
+    def __init__(self) -> None:
+        self._peaks: Tensor | None = None
+
+    def see(self, heads: Tensor) -> None:
+        """heads [heads, length, dim]."""
+        peaks = heads.abs().amax(1).flatten()
+        self._peaks = peaks if self._peaks is None else torch.maximum(self._peaks, peaks)
+
+    def largest(self, divided_by: Tensor | float = 1.0) -> float:
+        assert self._peaks is not None
+        return float((self._peaks / divided_by).max())
+
+
+def _divide_last_rows(matrix: Tensor, bias: Tensor | None, scale: Tensor) -> None:
+    matrix[-len(scale) :] /= scale[:, None]
+    if bias is not None:
+        bias[-len(scale) :] /= scale
 
 
 def _fold(before: Norm, scale: Tensor, dtype: torch.dtype) -> tuple[Norm, Tensor]:

@@ -34,7 +34,7 @@ class SafetensorsFile:
     def add(self, tensor: Tensor) -> int:
         """Gives the bytes written."""
         content = tensor.detach().contiguous().view(torch.uint8).numpy()
-        self._file.write(memoryview(content.reshape(-1)))
+        self._file.write(content.reshape(-1).data)
         self._left -= tensor.nbytes
         return tensor.nbytes
 

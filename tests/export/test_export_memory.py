@@ -54,7 +54,7 @@ def large_checkpoint(directory: Path, num_layers: int) -> int:
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": num_layers,
     }
     shape |= {"num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 128}
     config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
