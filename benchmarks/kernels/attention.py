@@ -123,7 +123,7 @@ def decode(heads: Heads, lengths: list[int]) -> Row:
     qkv = torch.randn(rows, (heads.q + 2 * heads.kv) * heads.dim, device=DEVICE).bfloat16()
     out = torch.empty(rows, heads.q * heads.dim, device=DEVICE, dtype=torch.bfloat16)
     slots, positions, turn = int32([*range(rows)]), int32(lengths), rotary(heads, max(lengths) + 1)
-    attend = DecodeAttention(rows, heads.q, heads.kv, heads.dim, PAGE, DEVICE)
+    attend = DecodeAttention(rows, heads.q, heads.kv, heads.dim, PAGE, DEVICE, stored=heads.stored)
     attend.plan(slots, positions, layers[0].tables)
     repeats = max(1, 20 // len(layers))
     us = graph_us([partial(attend, qkv, slots, positions, turn, x, out) for x in layers], repeats=repeats)

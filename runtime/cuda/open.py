@@ -159,7 +159,7 @@ def _kernels(
         windows = {model.sliding_window if model.slides(layer) else None for layer in range(model.num_layers)}
         decode = DecodeAttention(
             rows, model.num_heads, model.num_kv_heads, model.head_dim, PAGE_TOKENS, device,
-            windows=windows, programs=None if device.type == "cuda" else 4,
+            stored=caches[0].pool.dtype, windows=windows, programs=None if device.type == "cuda" else 4,
         )  # fmt: skip
     flash = not deterministic and _has_flash(caches[0])
     return KernelOps(model, layers, caches, buffers, linears, decode, flash=flash)

@@ -20,13 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .assembly import fetch_early, page_at, widened
-from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
+from .decode_plan import PLAN_WORDS, DecodePlan, first_seen, spread
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
-
-MOST_PROGRAMS = 2
-FEW_ROWS = 16
-"""Programs a multiprocessor: one where few rows leave little to do beside the parts' combination."""
 
 
 @triton.jit
@@ -160,14 +156,9 @@ def decode_attention_kernel(
             place = page_at(table + at, ASSEMBLY).to(tl.int64)
             keys = pool + place * 2 * SIDE + head * PAGE * HEAD_DIM + tile
             seen = (at * PAGE + key < position) & (at * PAGE + key >= first_key)
-            if DIM == HEAD_DIM:
-                k = tl.load(keys)
-                v = tl.load(keys + SIDE, mask=seen[:, None], other=0.0)
-            else:
-                k = tl.load(keys, mask=in_head[None, :], other=0.0)
-                v = tl.load(
-                    keys + SIDE, mask=seen[:, None] & in_head[None, :], other=0.0
-                )  # fmt: skip
+            inside = seen[:, None] & in_head[None, :]
+            k = tl.load(keys, mask=inside, other=0.0)
+            v = tl.load(keys + SIDE, mask=inside, other=0.0)
             scores = tl.dot(q, tl.trans(k.to(FACTOR)), input_precision="ieee") * scale
             scores = tl.where(seen[None, :], scores, float("-inf"))
             new_peak = tl.maximum(peak, tl.max(scores, 1))
@@ -225,8 +216,8 @@ def decode_attention_kernel(
 
 class DecodeAttention:
     """The launches and what they work in, allocated once for batches of up to `max_rows`; one for all layers, whose
-    launches follow each other on one stream. `windows` are those of the model's layers (None: none), and `programs`
-    defaults to what fills the device."""
+    launches follow each other on one stream. `stored` is the type of the pool, `windows` are those of the model's
+    layers (None: none), and `programs` defaults to what fills the device."""
 
     def __init__(
         self,
@@ -237,26 +228,31 @@ class DecodeAttention:
         page: int,
         device: torch.device,
         *,
+        stored: torch.dtype,
         windows: Collection[int | None] = (None,),
         programs: int | None = None,
     ) -> None:
+        self._line_bytes = head_dim * stored.itemsize
         self._programs = programs
         self._processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
-        most = programs or self._processors * MOST_PROGRAMS
+        most = programs or self._processors * max(
+            spread(rows, self._line_bytes).programs for rows in (1, max_rows)
+        )
         self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}
         self._group_rows = triton.next_power_of_2(num_q_heads // num_kv_heads)
         self._dim = triton.next_power_of_2(max(16, head_dim))
         self._parts = torch.zeros(2 * most, self._group_rows, self._dim, device=device)
         self._stats = torch.zeros(2 * most, 2, self._group_rows, device=device)
         self._arrivals = torch.zeros(max_rows, num_kv_heads, dtype=torch.int32, device=device)
+        pages_in_flight = 96 * 1024 // (2 * page * self._dim * stored.itemsize)
+        self._stages = 3 if pages_in_flight >= 2 else 2
 
     def plan(self, slots: Tensor, positions: Tensor, tables: Tensor) -> None:
         """Once a step, before its first layer: share out the pages of rows at `positions` of `slots`, both [rows]
         int32. The tables are those of the layers' caches."""
-        rows = slots.shape[0]
-        programs = self._programs or self._processors * (1 if rows <= FEW_ROWS else MOST_PROGRAMS)
+        programs = spread(slots.shape[0], self._line_bytes).programs
         for plan in self._plans.values():
-            plan.fill(slots, positions, tables, programs)
+            plan.fill(slots, positions, tables, self._programs or self._processors * programs)
 
     def __call__(
         self,
@@ -273,16 +269,15 @@ class DecodeAttention:
         as it is) into out [rows, q_heads * head_dim], and write the new keys and values into their pages. Slots and
         positions are those of the plan. With `window`, a row sees the last `window` positions, its own among them.
         Rows of the idle slot leave everything as it is, their row of `out` too."""
-        q_heads, kv_heads, dim = cache.num_q_heads(qkv), cache.num_kv_heads, cache.head_dim
-        plan = self._plans[window]
+        plan, how = self._plans[window], spread(qkv.shape[0], self._line_bytes)
         decode_attention_kernel[(plan.programs,)](
             qkv, slots, positions, rotary.cos, rotary.sin, rotary.norm, rotary.eps,
             cache.tables, cache.pool, cache.k_scale, cache.v_scale, out,
             plan.words, self._parts, self._stats, self._arrivals,
             qkv.stride(0), cache.tables.stride(0), cache.idle, cache.log2_scale,
-            Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=dim, DIM=self._dim,
+            Q_HEADS=cache.num_q_heads(qkv), KV_HEADS=cache.num_kv_heads, HEAD_DIM=cache.head_dim, DIM=self._dim,
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
-            PARTS=max(1, 4096 // (self._group_rows * self._dim)),
-            ASSEMBLY=qkv.is_cuda, STAGES=3 if qkv.element_size() == 2 else 2, num_warps=4,
+            PARTS=max(1, 8192 // (self._group_rows * self._dim)),
+            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, num_warps=how.warps, maxnreg=how.registers,
         )  # fmt: skip

@@ -1,12 +1,15 @@
 """Which part of a step's decode attention each program does: computed once a step, followed by every layer.
 
-The unit of work is one page of one key-value head of one row. Units are numbered row by row, head by head, page by
-page, and every program takes an equal run of them, whatever the rows' lengths: a long row is shared by many programs,
-a short one is a fraction of one. The pages of one row and head are a stretch; a run may hold several, and the first
-and the last of them may be shared with other programs.
+The pages of one row and key-value head are a stretch. Stretches are laid end to end, row by row and head by head, each
+as long as its pages and, where there are more stretches than programs, one more for what a program does before the
+first page. Every program takes an equal length of the whole, whatever the rows' lengths: a long row is shared by many
+programs, a short one is a fraction of one. A program's run may hold several stretches; the first and the last of them
+may be shared with other programs.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,6 +17,24 @@ import triton.language as tl
 from torch import Tensor
 
 PLAN_WORDS = tl.constexpr(16)
+FEW_ROWS = 16
+
+
+class Spread(NamedTuple):
+    """How programs fill a device: how many run on a multiprocessor, their warps, and the registers of a thread where
+    they must be held down for that."""
+
+    programs: int
+    warps: int
+    registers: int | None = None
+
+
+def spread(rows: int, line_bytes: int) -> Spread:
+    """For a batch of rows, whose keys are of so many bytes a head. Measured on an H100: with few rows the parts'
+    combination is what counts, and with many the pages that are in flight."""
+    if rows <= FEW_ROWS:
+        return Spread(2, 2) if line_bytes <= 128 else Spread(1, 4)
+    return Spread(3, 4, 168) if line_bytes <= 128 else Spread(2, 4)
 
 
 @triton.jit
@@ -32,14 +53,14 @@ def owner(unit, share, extra):
 @triton.jit(do_not_specialize=["num_rows", "pages_per_row", "idle"])
 def decode_plan_kernel(
     slots, positions, tables, plan, num_rows, pages_per_row, idle,
-    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, LEAD: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, ROWS)
     row_slots = tl.load(slots + rows, mask=rows < num_rows, other=idle)
     row_positions = tl.load(positions + rows, mask=rows < num_rows, other=0)
     row_first = first_seen(row_positions, WINDOW) // PAGE
-    row_pages = tl.where(row_slots != idle, row_positions // PAGE + 1 - row_first, 0)
-    row_ends = tl.cumsum(row_pages, 0) * KV_HEADS
+    row_lengths = tl.where(row_slots != idle, row_positions // PAGE + 1 - row_first + LEAD, 0)
+    row_ends = tl.cumsum(row_lengths, 0) * KV_HEADS
     total = tl.max(row_ends, 0)
 
     program = tl.program_id(0)
@@ -48,24 +69,31 @@ def decode_plan_kernel(
     begin = program * share + tl.minimum(program, extra)
     end = begin + share + tl.where(program < extra, 1, 0)
     entry = plan + program * PLAN_WORDS
-    tl.store(entry, end - begin)
+    units = 0
     if begin < end:
         row = tl.sum((row_ends <= begin).to(tl.int32), 0)
         row_begin = tl.max(tl.where(row_ends <= begin, row_ends, 0), 0)
         slot = tl.load(slots + row)
         position = tl.load(positions + row)
         first_page = first_seen(position, WINDOW) // PAGE
-        num_pages = position // PAGE + 1 - first_page
-        head = (begin - row_begin) // num_pages
-        stretch = row_begin + head * num_pages
-        page = first_page + begin - stretch
-        first = owner(stretch, share, extra)
+        length = position // PAGE + 1 - first_page + LEAD
+        head = (begin - row_begin) // length
+        stretch = row_begin + head * length
+        page = first_page + tl.maximum(begin - stretch - LEAD, 0)
+        first = owner(stretch + LEAD, share, extra)
 
         last_row = tl.sum((row_ends < end).to(tl.int32), 0)
         last_begin = tl.max(tl.where(row_ends < end, row_ends, 0), 0)
         last_position = tl.load(positions + last_row)
-        last_pages = last_position // PAGE + 1 - first_seen(last_position, WINDOW) // PAGE
-        last_stretch = last_begin + (end - 1 - last_begin) // last_pages * last_pages
+        last_length = last_position // PAGE + 1 - first_seen(last_position, WINDOW) // PAGE + LEAD
+        last_head = (end - 1 - last_begin) // last_length
+        last_stretch = last_begin + last_head * last_length
+
+        # The run's pages: its length less the leads in it, of all stretches but the first and of what it has of that.
+        idle_rows = tl.sum(((row_lengths == 0) & (rows > row) & (rows < last_row)).to(tl.int32), 0)
+        later = (last_row - row - idle_rows) * KV_HEADS + last_head - head
+        leads = later * LEAD + tl.minimum(end - last_stretch, LEAD) - tl.minimum(begin - stretch, LEAD)
+        units = end - begin - leads
         tl.store(entry + 1, row)
         tl.store(entry + 2, head)
         tl.store(entry + 3, slot)
@@ -73,14 +101,16 @@ def decode_plan_kernel(
         tl.store(entry + 5, page)
         tl.store(entry + 6, tl.load(tables + slot.to(tl.int64) * pages_per_row + page))
         tl.store(entry + 7, first)
-        tl.store(entry + 8, owner(stretch + num_pages - 1, share, extra) + 1 - first)
-        tl.store(entry + 9, owner(last_stretch + last_pages - 1, share, extra) + 1 - program)
+        tl.store(entry + 8, owner(stretch + length - 1, share, extra) + 1 - first)
+        last_parts = owner(last_stretch + last_length - 1, share, extra) + 1 - program
+        tl.store(entry + 9, tl.where(end - last_stretch > LEAD, last_parts, 1))
+    tl.store(entry, units)
 
 
 class DecodePlan:
     """The plan of one kind of layer: those with the same `window`. Its tensor stays where it is.
 
-    Words of a program: units; row, head, slot, position and first page of its first stretch, and where that page
+    Words of a program: pages; row, head, slot, position and first page of its first stretch, and where that page
     lies; the first program and the number of programs of its first stretch; the number of those of its last stretch,
     where that begins with it.
     """
@@ -89,16 +119,16 @@ class DecodePlan:
         self, num_kv_heads: int, page: int, programs: int, window: int | None, device: torch.device
     ) -> None:
         self.window = window or 0
-        self.page = page
+        self._page = page
         self.words = torch.zeros(programs, PLAN_WORDS.value, dtype=torch.int32, device=device)
-        self.programs = programs
         self._num_kv_heads = num_kv_heads
 
-    def fill(self, slots: Tensor, positions: Tensor, tables: Tensor, programs: int | None = None) -> None:
+    def fill(self, slots: Tensor, positions: Tensor, tables: Tensor, programs: int) -> None:
         """Share out the pages of rows at `positions` of `slots` (both [rows] int32) among the first `programs`."""
-        self.programs = programs or self.words.shape[0]
-        decode_plan_kernel[(self.programs,)](
+        self.programs = programs
+        decode_plan_kernel[(programs,)](
             slots, positions, tables, self.words, slots.shape[0], tables.stride(0), tables.shape[0] - 1,
-            KV_HEADS=self._num_kv_heads, PAGE=self.page, WINDOW=self.window,
-            ROWS=triton.next_power_of_2(max(slots.shape[0], 16)), num_warps=4,
+            KV_HEADS=self._num_kv_heads, PAGE=self._page, WINDOW=self.window,
+            ROWS=triton.next_power_of_2(max(slots.shape[0], 16)),
+            LEAD=int(slots.shape[0] * self._num_kv_heads > programs), num_warps=4,
         )  # fmt: skip

@@ -38,15 +38,9 @@ def check(
     expected, reference = torch.full_like(qkv[:, : q_heads * head_dim], 7.0), copied(cache)
     decode_attention_reference(qkv, slots, positions, turn, reference, expected, window=window)
     attend = DecodeAttention(
-        len(slots),
-        q_heads,
-        kv_heads,
-        head_dim,
-        page,
-        torch.device(DEVICE),
-        windows=[window],
-        programs=programs,
-    )
+        len(slots), q_heads, kv_heads, head_dim, page, torch.device(DEVICE),
+        stored=stored or dtype, windows=[window], programs=programs,
+    )  # fmt: skip
     for _ in range(2):
         out, ours = (
             torch.full_like(expected, 7.0),

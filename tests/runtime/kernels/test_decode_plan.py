@@ -1,0 +1,74 @@
+"""The plan of a step's decode attention: each page once, shared evenly, and parts counted as the programs make them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from paged_attention import DEVICE, int32
+
+from jitney.runtime.kernels.decode_plan import DecodePlan
+
+PAGE, KV_HEADS, IDLE = 16, 2, 7
+Visit = tuple[int, int, int, int, int]
+
+
+def visits(
+    lengths: list[int], slots: list[int], programs: int, window: int | None
+) -> tuple[list[list[int]], list[Visit]]:
+    """The pages of every program as (row, head, page), and for each visited stretch the parts that it is said to
+    have, walked as the kernel walks them."""
+    tables = torch.arange(8 * 64, dtype=torch.int32, device=DEVICE).view(8, 64)
+    plan = DecodePlan(KV_HEADS, PAGE, programs, window, torch.device(DEVICE))
+    plan.fill(int32(slots), int32(lengths), tables, programs)
+    first_page = [max(0, length + 1 - window) // PAGE if window else 0 for length in lengths]
+    walked = []
+    for program, words in enumerate(plan.words.tolist()):
+        units, row, head, slot, position, page, place, first, parts, last_parts = words[:10]
+        if units:
+            assert (slot, position, place) == (slots[row], lengths[row], int(tables[slot, page]))
+        while units:
+            end = min(page + units, lengths[row] // PAGE + 1)
+            walked += [(program, row, head, at, first * 1000 + parts) for at in range(page, end)]
+            units -= end - page
+            if units:
+                head += 1
+                if head == KV_HEADS:
+                    head, row = 0, row + 1
+                    while slots[row] == IDLE:
+                        row += 1
+                page, first = first_page[row], program
+                parts = last_parts if page + units <= lengths[row] // PAGE + 1 else 1
+    return [list(visit[1:4]) for visit in walked], walked
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("programs", [1, 3, 9, 60])
+def test_each_page_once(programs: int, window: int | None) -> None:
+    rng = random.Random(programs)
+    for _ in range(2):
+        slots = [rng.choice([0, 1, 2, 3, IDLE]) for _ in range(rng.randint(1, 12))]
+        lengths = [rng.choice([0, 5, 15, 16, 17, 200, rng.randrange(900)]) for _ in slots]
+        pages, walked = visits(lengths, slots, programs, window)
+        expected = [
+            [row, head, page]
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
+            if slot != IDLE
+            for head in range(KV_HEADS)
+            for page in range(max(0, length + 1 - window) // PAGE if window else 0, length // PAGE + 1)
+        ]
+        assert pages == expected
+        visitors: dict[tuple[int, int], set[int]] = {}
+        for program, row, head, _, _ in walked:
+            visitors.setdefault((row, head), set()).add(program)
+        for _, row, head, _, said in walked:
+            programs_of = visitors[row, head]
+            assert said == min(programs_of) * 1000 + len(programs_of)
+
+
+def test_a_long_row_is_shared_by_many() -> None:
+    _, walked = visits([15] * 11 + [1000], [0] * 12, 8, None)
+    loads = Counter(program for program, *_ in walked)
+    assert len(loads) == 8 and max(loads.values()) <= 22
