@@ -4,7 +4,8 @@ Handshake, reading, pings and close stay uvicorn's. A handler asks `frame_sender
 where the server runs this protocol, else plain ASGI; the bytes on the wire are the same. Frames that are sent in one
 turn of the loop, by however many tasks, go out in one write: the tokens of one step cost a socket one system call.
 
-A socket holds at most `MAX_HELD_BYTES` beside the transport's own buffer, and one frame: whoever sends waits for room.
+A socket holds at most `MAX_HELD_BYTES` here, as much in the transport's buffer and in the system's, and one frame:
+whoever sends waits for room.
 What a client sends cannot make it hold more than a message, nor the loop for long: fragments are joined as they come,
 little is read at a time, and a client that floods it with pings without reading the replies is cut off.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from asyncio.transports import BaseTransport
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -102,6 +104,9 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         if hasattr(transport, "max_size"):  # asyncio's own transports
             transport.max_size = READ_BYTES
+        connection = transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_HELD_BYTES)
 
     def resume_writing(self) -> None:
         super().resume_writing()
