@@ -59,8 +59,8 @@ export class MessageView {
       buttons.push(copy);
     }
     if (message.role === "user" && !isStreaming) buttons.push(quietButton("Edit", () => this.#edit()));
-    if (message.role === "assistant" && isLast && !isStreaming)
-      buttons.push(quietButton("Regenerate", () => this.on.regenerate(), "Ask for another answer"));
+    const again = message.role === "assistant" ? "Regenerate" : "Send again";
+    if (isLast && !isStreaming) buttons.push(quietButton(again, () => this.on.regenerate(), "Ask for another answer"));
     this.actions.replaceChildren(...buttons);
   }
 

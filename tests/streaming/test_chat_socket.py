@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import msgspec
@@ -79,7 +80,7 @@ class Heard:
 async def listen(socket: ClientConnection, until: Any) -> dict[str, Heard]:
     """Everything heard until the condition on it holds."""
     heard: dict[str, Heard] = {}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not until(heard):
             frame = json.loads(await socket.recv())
             heard.setdefault(frame["requestId"], Heard()).take(frame)
@@ -178,6 +179,38 @@ async def test_a_dropped_answer_goes_on_and_is_replayed_whole(serving: Any) -> N
             assert heard.chunks[0]["messageMetadata"]["requestId"] == "r"
             assert heard.chunks[-1]["type"] == "finish"
         assert served.engine.stats().finished == {"stop_token": 1}
+
+
+@pytest.mark.parametrize("num_chats", [100, pytest.param(1000, marks=pytest.mark.large)])
+async def test_chats_cut_at_random_places_are_replayed_whole(serving: Any, num_chats: int) -> None:
+    """Each chat's socket is cut 1 to 5 times, wherever it happens to be; nothing is missing and nothing is doubled."""
+    rng = random.Random(num_chats)
+    text = "".join(f"{number} " for number in range(60))
+    config = {"max_rows": 32, "max_queued": num_chats}
+
+    async def cut(served: Any, chat: str, num_cuts: int) -> tuple[str, str, str]:
+        first = ""
+        for attempt in range(num_cuts):
+            async with dial(served) as socket:
+                if not attempt:
+                    await send(socket, "count", chat=chat)
+                    first = (await listen(socket, lambda heard: heard and heard["r"].chunks))["r"].message_id
+                else:
+                    await resume(socket, "r", chat)
+                for _ in range(rng.randrange(40)):
+                    if "end" in json.loads(await socket.recv())["type"]:
+                        break
+                socket.transport.abort()
+        async with dial(served) as socket:
+            await resume(socket, "r", chat)
+            heard = await whole(socket)
+        return first, heard.message_id, heard.text
+
+    async with serving(Reply(match="count", text=text, token_s=0.001), config=config) as served:
+        chats = [cut(served, f"chat {number}", rng.randrange(1, 6)) for number in range(num_chats)]
+        for first, last, said in await asyncio.gather(*chats):
+            assert first == last and said == text
+        assert served.engine.stats().finished == {"stop_token": num_chats}
 
 
 async def test_two_readers_of_one_answer_and_either_may_end_it(serving: Any) -> None:

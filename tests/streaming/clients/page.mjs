@@ -195,8 +195,21 @@ const scenarios = {
     assert.equal(await text(page), "Rayleigh scattering.");
   },
 
-  async key(page) {
+  async refused(page) {
     await page.goto(url);
+    await page.evaluate(() => localStorage.setItem("jitney.settings", JSON.stringify({ temperature: 9 })));
+    await ask(page, "sky");
+    await page.getByText("temperature: expected a number from 0 to 2").waitFor();
+    await page.evaluate(() => localStorage.removeItem("jitney.settings"));
+    await page.getByText("Send again").click();
+    await idle(page);
+    assert.equal(await text(page), "Rayleigh scattering.");
+    assert.equal(await page.locator(".error:visible").count(), 0);
+  },
+
+  async key(page) {
+    const wire = await cuttable();
+    await page.goto(wire.url);
     await page.fill("[name=key]", "wrong");
     await page.keyboard.press("Enter");
     await page.getByText("That key is not valid here.").waitFor();
@@ -206,9 +219,11 @@ const scenarios = {
     await ask(page, "long");
     await spoken(page, 30);
     await page.reload();
-    await page.waitForSelector("#stop:visible");
+    await spoken(page, 100);
+    wire.cut(); // each connection has a ticket of its own
     await idle(page);
     assert.equal(await text(page), LONG);
+    wire.close();
   },
 
   async phone(page) {
