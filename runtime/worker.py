@@ -7,7 +7,8 @@ a cancel: the loop must learn of the seats), then `Stopped` exactly once, whatev
 are the only values that another thread reads; they are written here alone.
 
 Failure. A step that raises loses the rows it was computing: they end with an error, the rest goes on. After
-`MAX_FAILURES` raises without a committed step between them the step is taken to be broken, and the worker ends.
+`MAX_FAILURES` raises without a committed step between them, or at a `DeviceLost`, the step is taken to be broken, and
+the worker ends.
 Anything else that raises ends the worker at once. In every case the last word is `Stopped`, with the cause.
 """
 
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .batch import Capacity, Step, Ticket
-from .errors import JitneyError
+from .errors import DeviceLost, JitneyError
 from .inbox import Inbox
 from .messages import Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
 from .scheduler import Scheduler
@@ -89,7 +90,7 @@ class Worker:
     def _obey(self, loop: StepLoop) -> bool:
         """Apply what the inbox holds, sleeping while there is nothing to do. False: stop."""
         self.is_busy = not loop.is_idle
-        commands = self._inbox.drain(wait=loop.is_idle)
+        commands = self._inbox.drain(wait=loop.is_idle and not loop.prepare())
         self.heartbeat = self._clock()
         self.is_busy = True
         for command in commands:
@@ -115,6 +116,10 @@ class StepLoop:
     def is_idle(self) -> bool:
         return self.scheduler.is_idle
 
+    def prepare(self) -> bool:
+        """Use a quiet moment; False when there is nothing left to make ready."""
+        return self._step.prepare()
+
     def obey(self, command: Generate | Cancel | Unpin) -> None:
         if isinstance(command, Generate):
             self.scheduler.add(command)
@@ -134,6 +139,8 @@ class StepLoop:
             if not self._tickets or (batch is not None and len(self._tickets) <= self._step.capacity.depth):
                 return outputs if outputs or batch is not None else None
             outcomes = self._step.collect(self._tickets.popleft())
+        except DeviceLost:
+            raise
         except Exception as error:
             return outputs + self._failed(error)
         self._failures = 0

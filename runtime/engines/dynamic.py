@@ -93,7 +93,8 @@ class DynamicEngine(AbstractEngine):
         if self.config.tune_process:
             switch_interval.acquire()
         try:
-            self.backend = await self._loop.run_in_executor(self._tokenizing, resolve, self._model)
+            find = partial(resolve, self._model, random_weights=self.config.load_format == "random")
+            self.backend = await self._loop.run_in_executor(self._tokenizing, find)
             self._refuse_unless("starting")
             self._set_up()
             await self._opened
