@@ -54,7 +54,7 @@ def quantization_config(config: ModelConfig, group: int) -> dict[str, Any]:
         weights = {"num_bits": 8, "type": kind, "strategy": "channel", **whole}
     inputs = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, **whole}
     formats = {"int8": "int-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
-    group = {
+    linears = {
         "targets": ["Linear"],
         "weights": weights | {"dynamic": False},
         "input_activations": inputs if narrowing == "int8" else None,
@@ -67,7 +67,7 @@ def quantization_config(config: ModelConfig, group: int) -> dict[str, Any]:
         "quantization_status": "compressed",
         "ignore": ["lm_head"],
         "kv_cache_scheme": cache if narrowing == "fp8" else None,
-        "config_groups": {"group_0": group},
+        "config_groups": {"group_0": linears},
     }
 
 
