@@ -6,7 +6,7 @@ The operator sees every request; anyone else sees that a seat is taken, and more
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,10 +26,11 @@ RECENT_S = 10
 
 
 class Dashboard:
-    """Watches an engine from when it is made."""
+    """Watches an engine from when it is made. `key_of` names the key of a response."""
 
-    def __init__(self, engine: DynamicEngine) -> None:
+    def __init__(self, engine: DynamicEngine, key_of: Callable[[str], str]) -> None:
         self._engine = engine
+        self._key_of = key_of
         self._pulse = Pulse()
         engine.observers.append(self._pulse)
 
@@ -49,9 +50,35 @@ class Dashboard:
                 {"at": at - len(seconds) + index, **msgspec.structs.asdict(second)}
                 for index, second in enumerate(seconds)
             ],
-            **_places(self._engine.layout(), principal),
+            **self._places(self._engine.layout(), principal),
         }
         return msgspec.json.encode(fields)
+
+    def _places(self, layout: Layout | None, principal: Principal) -> dict[str, Any]:
+        if layout is None:
+            return {"max_rows": 0, "seats": [], "pages": [], "pages_per_cell": 1}
+        per_cell = -(-len(layout.pages) // MAX_CELLS)
+        return {
+            "max_rows": layout.max_rows,
+            "seats": [self._seat(row, principal) for row in layout.seated],
+            "pages": cells_of(layout, per_cell),
+            "pages_per_cell": per_cell,
+        }
+
+    def _seat(self, row: Seated, principal: Principal) -> dict[str, int | str]:
+        """Another's row says no more than where it sits."""
+        sees_all = principal.key in ("", OWN_KEY) and not principal.user
+        if not sees_all and row.user != principal.share:
+            return {"slot": row.slot}
+        return {
+            "slot": row.slot,
+            "id": row.id,
+            "key": self._key_of(row.id),
+            "prompt_len": row.prompt_len,
+            "computed": row.computed,
+            "num_tokens": row.num_tokens,
+            "limit": row.limit,
+        }
 
 
 def _counters(engine: DynamicEngine) -> dict[str, Any]:
@@ -68,33 +95,6 @@ def _counters(engine: DynamicEngine) -> dict[str, Any]:
         "generated_tokens": stats.generated_tokens,
         "finished": stats.finished,
         "steps": stats.steps,
-    }
-
-
-def _places(layout: Layout | None, principal: Principal) -> dict[str, Any]:
-    if layout is None:
-        return {"max_rows": 0, "seats": [], "pages": [], "pages_per_cell": 1}
-    per_cell = -(-len(layout.pages) // MAX_CELLS)
-    return {
-        "max_rows": layout.max_rows,
-        "seats": [_seat(row, principal) for row in layout.seated],
-        "pages": cells_of(layout, per_cell),
-        "pages_per_cell": per_cell,
-    }
-
-
-def _seat(row: Seated, principal: Principal) -> dict[str, int | str]:
-    """Another's row says no more than where it sits."""
-    sees_all = principal.key in ("", OWN_KEY) and not principal.user
-    if not sees_all and row.user != principal.share:
-        return {"slot": row.slot}
-    return {
-        "slot": row.slot,
-        "id": row.id,
-        "prompt_len": row.prompt_len,
-        "computed": row.computed,
-        "num_tokens": row.num_tokens,
-        "limit": row.limit,
     }
 
 

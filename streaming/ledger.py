@@ -58,6 +58,11 @@ class Ledger(Observer):
                 self._quotas.leave(principal.key)
             raise
 
+    def key_of(self, response_id: str) -> str:
+        """The name of the key that an open answer came with; empty where it needed none."""
+        account = self._open.get(response_id)
+        return "" if account is None else account.key
+
     def advanced(self, response: Response, num_tokens: int) -> None:
         account = self._open.get(response.id)
         if account is None:

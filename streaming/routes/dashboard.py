@@ -22,7 +22,7 @@ NEW_S = 3
 class DashboardFeed:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._dashboard = Dashboard(service.engine)
+        self._dashboard = Dashboard(service.engine, service.ledger.key_of)
 
     def routes(self) -> list[Route]:
         return [Route("/v1/dashboard", self._feed)]

@@ -143,7 +143,7 @@ function fillSeat(row, seat) {
   done.style.width = share(seat.num_tokens - seat.prompt_len);
   const written = `${count(seat.num_tokens - seat.prompt_len)} of ≤ ${count(seat.limit - seat.prompt_len)}`;
   const state = reading ? `reading ${count(seat.computed)} of ${count(seat.prompt_len)}` : `${written} tokens`;
-  about.textContent = `${state} · …${seat.id.slice(-6)}`;
+  about.textContent = `${state} · ${seat.key || `…${seat.id.slice(-6)}`}`;
   row.title = `${seat.id}: ${seat.prompt_len} tokens of prompt`;
 }
 

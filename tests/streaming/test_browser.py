@@ -32,7 +32,7 @@ REPLIES = (
     Reply(match="markdown", text=MARKDOWN, token_s=0.001),
     Reply(match="evil", text=EVIL),
     Reply(match="think", text="<think>\nlet me <b>see</b>\n</think>\n\nIt is **4**.", token_s=0.002),
-    Reply(match="long", text="tock " * 150, token_s=0.004),
+    Reply(match="long", text="tock " * 150, token_s=0.006),
 )
 SCENARIOS = (
     *(

@@ -62,11 +62,12 @@ async def test_the_operator_sees_all_and_a_key_its_own(
         asking = [asyncio.create_task(drain(http, body, owner)) for owner in owners]
         everything = await seen(http, headers("own"), 3)
         assert all(seat["limit"] == 1504 and seat["prompt_len"] == 4 for seat in everything["seats"])
+        assert sorted(seat["key"] for seat in everything["seats"]) == ["alpha", "beta", "beta"]
         assert everything["running"] == 3 and everything["model"] == "scripted"
         assert everything["max_rows"] == 32 and everything["state"] == "ready"
         for owner in owners:
             seats = (await seen(http, owner, 3))["seats"]
-            assert sorted(len(seat) for seat in seats) == [1, 1, 6], "its own, and two taken seats"
+            assert sorted(len(seat) for seat in seats) == [1, 1, 7], "its own, and two taken seats"
         for task in asking:
             task.cancel()
         await asyncio.wait(asking)

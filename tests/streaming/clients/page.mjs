@@ -307,7 +307,7 @@ const spoken = (page, length) =>
     (length) => (document.querySelector(".message:last-child.streaming .text")?.textContent.length ?? 0) >= length,
     length,
   );
-const idle = (page) => page.waitForSelector("#send:visible", { timeout: 15_000 });
+const idle = (page) => page.waitForSelector("#send:visible", { timeout: 40_000 });
 const text = (page) => page.locator(".assistant .text").last().textContent();
 
 /** The server behind a wire that can be cut. */
@@ -347,7 +347,7 @@ const page = await context.newPage();
 const complaints = [];
 context.on("page", (opened) => opened.on("pageerror", (error) => complaints.push(error.stack)));
 page.on("pageerror", (error) => complaints.push(error.stack));
-page.setDefaultTimeout(10_000);
+page.setDefaultTimeout(20_000);
 try {
   await scenarios[name](page, context);
   assert.deepEqual(complaints, []);
