@@ -15,9 +15,9 @@ from ..batch import Capacity, Step
 from ..config import EngineConfig
 from ..errors import InvalidField
 from ..kernels.decode_attention import DecodeAttention
-from ..kernels.flash_attention import missing
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
+from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
 from ..kernels.weight import quantize_fp8
@@ -42,7 +42,6 @@ PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
-FLASH_DIMS = (64, 128, 256)
 
 logger = logging.getLogger("jitney")
 
@@ -161,16 +160,11 @@ def _kernels(
             rows, model.num_heads, model.num_kv_heads, model.head_dim, PAGE_TOKENS, device,
             stored=caches[0].pool.dtype, windows=windows, programs=None if device.type == "cuda" else 4,
         )  # fmt: skip
-    flash = not deterministic and _has_flash(caches[0])
-    return KernelOps(model, layers, caches, buffers, linears, decode, flash=flash)
-
-
-def _has_flash(cache: LayerCache) -> bool:
-    if cache.pool.dtype != torch.bfloat16 or cache.head_dim not in FLASH_DIMS or not cache.pool.is_cuda:
-        return False
-    reason = missing(cache.pool.device)
-    logger.info("prefill attention: %s", f"own kernel, because {reason}" if reason else "FlashAttention 3")
-    return reason is None
+    prefill = prefill_attention_for(
+        device, dtype, caches[0].pool.dtype, model.head_dim, deterministic=deterministic
+    )
+    logger.info("prefill attention: %s (%s)", prefill.name, prefill.reason)
+    return KernelOps(model, layers, caches, buffers, linears, decode, prefill)
 
 
 def _load(

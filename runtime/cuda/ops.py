@@ -6,11 +6,10 @@ from torch import Tensor
 
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.embedding import embedding
-from ..kernels.flash_attention import flash_attention
 from ..kernels.linear import Linears
 from ..kernels.norm import Norm
 from ..kernels.paging import Chunks, LayerCache, Rotary
-from ..kernels.prefill_attention import prefill_attention
+from ..kernels.prefill_choice import PrefillAttention
 from ..kernels.rope_write import rope_write
 from ..kernels.rows import Gathered
 from ..kernels.weight import Weight
@@ -21,7 +20,7 @@ from .forward import Packed, Pass
 
 class KernelOps:
     """`caches`: one a layer; `buffers` by the names of `buffer_shapes`. In deterministic mode decode rows are attended
-    like chunks of one token. `flash`: chunks are attended by FlashAttention 3."""
+    like chunks of one token."""
 
     def __init__(
         self,
@@ -31,11 +30,10 @@ class KernelOps:
         buffers: dict[str, Tensor],
         linears: Linears,
         decode: DecodeAttention | None,
-        *,
-        flash: bool,
+        prefill: PrefillAttention,
     ) -> None:
         self._model, self._layers, self._caches, self._buffers = model, layers, caches, buffers
-        self._linears, self._decode, self._flash = linears, decode, flash
+        self._linears, self._decode, self._prefill = linears, decode, prefill
         rope = layers.shared["rope"]
         self._rotary = [
             Rotary(rope["cos"], rope["sin"], packed.get("qk_norm", {}).get("weight"), model.norm_eps)
@@ -74,17 +72,13 @@ class KernelOps:
         rows = 0 if self._decode is None else size.rows
         if self._decode is not None and rows:
             slots, positions = gathered.slots[:rows], gathered.positions[:rows]
-            if layer == 0:
-                self._decode.plan(slots, positions, cache.tables)
             self._decode(qkv[:rows], slots, positions, rotary, cache, out[:rows], window=window)
         if end > rows:
             slots, positions = gathered.slots[rows:end], gathered.positions[rows:end]
-            rope_write(qkv[rows:], slots, positions, rotary, cache, keep_keys=self._flash and size.fresh)
+            keep_keys = self._prefill.flash and size.fresh
+            rope_write(qkv[rows:], slots, positions, rotary, cache, keep_keys=keep_keys)
             chunks = Chunks(*(row[rows : size.num_samples] for row in gathered.spans))
-            if self._flash:
-                flash_attention(qkv, chunks, cache, out, window=window, fresh=size.fresh)
-            else:
-                prefill_attention(qkv, chunks, cache, out, window=window)
+            self._prefill(qkv, chunks, cache, out, window=window, fresh=size.fresh)
         return out
 
     def _norm(self, packed: Packed) -> Norm:
