@@ -76,7 +76,9 @@ async def _run(
 ) -> None:
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[errors]}"))
     async with opened(model, scripted, config) as engine:
-        results = _results(engine, requests(source, skip=done.num_lines), num_in_flight=2 * config.max_rows)
+        results = _results(
+            engine, requests(source, skip=done.num_lines), num_in_flight=2 * (config.max_rows or 1)
+        )
         console = stderr()
         with (
             target.open("ab") as out,

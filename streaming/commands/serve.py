@@ -15,7 +15,7 @@ from rich.text import Text
 from ...runtime.errors import InvalidField, JitneyError
 from ..logs import set_up
 from .opening import stderr
-from .options import DEFAULT_MODEL, Dtype, MaxRows, Model, Quantize, Scripted, Threads, num_bytes
+from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted, Threads, num_bytes
 from .settings import read_settings, shown
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def serve(
     scripted: Scripted = None,
     quantize: Quantize = None,
     dtype: Dtype = "auto",
-    max_rows: MaxRows = 32,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences that decode together.  [default: 32 on the CPU, 256 on a card]"),
+    ] = None,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Caps the model's own context length.")
     ] = None,
