@@ -164,7 +164,7 @@ class ResponsesSession:
 
     def _cancel(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         """Cancels the response named, else the first of the lane."""
-        honoured(body, _CANCEL)
+        honoured(body, CANCEL_FIELDS)
         asked = _response_id(body)
         turns = [turn for turns in self._lanes.values() for turn in turns if turn.id == asked]
         if asked is None:
@@ -181,7 +181,7 @@ class ResponsesSession:
         return [Cancel(asked, lane)]
 
     def _resume(self, body: dict[str, Any], lane: str | None) -> list[Action]:
-        fields = honoured(body, _RESUME)
+        fields = honoured(body, RESUME_FIELDS)
         after = fields.get("starting_after", -1)
         if isinstance(after, bool) or not isinstance(after, int) or not -1 <= after < 2**53:
             raise InvalidField("starting_after", "a sequence number", after)
@@ -192,7 +192,7 @@ class ResponsesSession:
         return [Resume(_response_id(fields, is_required=True) or "", after, lane, delivery)]
 
     def _grant(self, body: dict[str, Any], lane: str | None) -> list[Action]:
-        fields = honoured(body, _GRANT)
+        fields = honoured(body, CREDIT_FIELDS)
         return [Grant(_response_id(fields), lane, _count("credit", fields.get("credit")))]
 
     def _steer(self, body: dict[str, Any], lane: str | None) -> list[Action]:
@@ -211,9 +211,9 @@ class ResponsesSession:
             raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
 
 
-_CANCEL: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
-_RESUME: Table = {**_CANCEL, "starting_after": HONOURED, "credit": HONOURED}
-_GRANT: Table = {**_CANCEL, "credit": HONOURED}
+CANCEL_FIELDS: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
+RESUME_FIELDS: Table = {**CANCEL_FIELDS, "starting_after": HONOURED, "credit": HONOURED}
+CREDIT_FIELDS: Table = {**CANCEL_FIELDS, "credit": HONOURED}
 
 _HANDLERS: dict[str, Callable[[ResponsesSession, dict[str, Any], str | None], list[Action]]] = {
     "response.create": ResponsesSession._create,

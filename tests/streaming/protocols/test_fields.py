@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import field_reference
 import msgspec
 import pytest
 from openai.types import completion_create_params
@@ -291,3 +293,9 @@ def test_prompts(prompt: Any) -> None:
     with pytest.raises(RequestError) as refused:
         read_completion({"prompt": prompt})
     assert refused.value.field == "prompt"
+
+
+def test_the_page_about_fields_is_written_from_the_tables() -> None:
+    page = Path(__file__).parents[3] / "docs" / "fields.md"
+    expected = field_reference.reference()
+    assert page.read_text() == expected, "python tests/support/field_reference.py > docs/fields.md"
