@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.errors import QueueFull
-from .access.door import Door, Visit, is_preflight
+from .access.door import FOREIGN, Door, Visit, is_preflight
 from .access.keys import RELOAD_S
 from .http import http_response
 from .logs import request_id
@@ -51,7 +51,9 @@ class Guard:
             visit = self._door.enter(scope)
             place = self._place(scope, visit)
         except (Refused, QueueFull) as exc:
-            await _refuse(refusal(exc), scope, receive, _signing(send, name, None))
+            refused = refusal(exc)
+            known = Visit() if refused.code in FOREIGN else Visit(origin=Headers(scope=scope).get("origin"))
+            await _refuse(refused, scope, receive, _signing(send, name, known))
             return
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state.update(principal=visit.principal, request_id=name)
@@ -113,7 +115,7 @@ class Guard:
                 socket.cancel()
 
 
-def _signing(send: Send, name: str, visit: Visit | None) -> Send:
+def _signing(send: Send, name: str, visit: Visit) -> Send:
     """`send`, with what every answer says of itself in its headers."""
 
     async def signed(message: Message) -> None:
@@ -121,12 +123,12 @@ def _signing(send: Send, name: str, visit: Visit | None) -> Send:
         if kind in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             headers["x-request-id"] = name
-            if visit is not None and visit.origin is not None and kind == "http.response.start":
+            if visit.origin is not None and kind == "http.response.start":
                 headers["access-control-allow-origin"] = visit.origin
                 headers["access-control-expose-headers"] = "x-request-id, retry-after"
                 headers.add_vary_header("origin")
             message = {**message, "headers": headers.raw}
-            if kind == "websocket.accept" and visit is not None and not message.get("subprotocol"):
+            if kind == "websocket.accept" and not message.get("subprotocol"):
                 message["subprotocol"] = visit.subprotocol
         await send(message)
 

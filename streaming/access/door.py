@@ -24,6 +24,9 @@ PAGE_PATHS = frozenset({"/", "/dashboard", "/client.js", "/client.d.ts"})
 """What a browser loads before it can send a key, and what lies under `/static/`. The same for everybody."""
 METRICS_PATH = "/metrics"
 
+FOREIGN = frozenset({"host_not_allowed", "origin_not_allowed"})
+"""The codes of refusals that a page's script may not even read."""
+
 USER_HEADER = "jitney-user"
 MAX_USER_CHARS = 128
 SUBPROTOCOL = "jitney.v1"

@@ -221,6 +221,15 @@ async def test_answers_to_allowed_pages_say_so(app: Any) -> None:
     assert answer["vary"] == "origin" and answer["x-request-id"].startswith("req_")
 
 
+async def test_an_allowed_page_may_read_why_it_was_refused(app: Any) -> None:
+    for origin, status, readable in (
+        ("https://app.example", 401, "https://app.example"),
+        ("https://evil.example", 403, None),
+    ):
+        got, answer = await status_of(app, "http", "GET", "/v1/models", {**HOST, "origin": origin})
+        assert (got, answer.get("access-control-allow-origin")) == (status, readable)
+
+
 async def test_what_is_refused_is_logged_once_with_the_flag_that_lets_it_in(
     app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
