@@ -14,6 +14,9 @@ class Retention:
         self._kept: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self.num_bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def __contains__(self, response_id: str) -> bool:
         return response_id in self._kept
 

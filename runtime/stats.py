@@ -17,6 +17,11 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     kv_pages_total: int = 0
     kv_pages_used: int = 0
+    kv_pages_pinned: int = 0
+    """Of those used: held for whoever continues a warm-up."""
+    kept_responses: int = 0
+    kept_bytes: int = 0
+    """Of responses that are over and can still be followed."""
     prefix_queries: int = 0
     prefix_hits: int = 0
     prompt_tokens: int = 0

@@ -121,6 +121,9 @@ _GAUGES = {
     "waiting": "Requests that wait for a seat.",
     "kv_pages_total": "KV pages that there are.",
     "kv_pages_used": "KV pages in use.",
+    "kv_pages_pinned": "Of those: held for whoever continues a warm-up.",
+    "kept_responses": "Responses that are over and can still be followed.",
+    "kept_bytes": "What those hold in memory, roughly.",
     "step_age_s": "Seconds since the last step ended; 0 while there is nothing to do.",
 }
 _COUNTERS = {

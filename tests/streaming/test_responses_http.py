@@ -144,6 +144,8 @@ def test_a_warm_up_is_continued_from_its_pages(monkeypatch: pytest.MonkeyPatch) 
             assert (warm["output"], warm["usage"]["output_tokens"]) == ([], 0)
             socket.send(type="response.create", **SHORT, previous_response_id=warm["id"], instructions=system)
             answer = (await frames(socket))[-1]["response"]
+            stats = engine.stats()
+            assert stats.kv_pages_pinned == (len(system) + 2) // 4 and stats.kept_responses == 2
         cached = answer["usage"]["input_tokens_details"]["cached_tokens"]
         assert cached == (len(system) + 1) // 4 * 4
         assert (await ask(app, "DELETE", f"{ROUTE}/{warm['id']}"))[0] == 200
@@ -169,6 +171,29 @@ def test_chat_completions_are_followed_as_responses(monkeypatch: pytest.MonkeyPa
         status, plain = await ask(app, "POST", "/v1/completions", {"prompt": "hi", "max_tokens": 3})
         status, error = await ask(app, "POST", ROUTE, {**SHORT, "previous_response_id": plain["id"]})
         assert error["error"]["code"] == "previous_response_not_found", "no conversation to go on with"
+
+    simulate(monkeypatch, body)
+
+
+def test_an_answer_of_the_chat_socket_is_followed_and_cancelled_over_http(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages = [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]
+    send = {"type": "send", "requestId": "r", "id": "chat", "trigger": "submit-message", "messages": messages}
+
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        async with Socket(app, "/v1/chat/ws") as socket:
+            socket.send(**send, body={"ignore_eos": True})
+            frame = await socket.recv()
+            while frame["type"] != "chunk":
+                frame = await socket.recv()
+        response_id = frame["chunk"]["messageMetadata"]["responseId"]
+        async with Exchange(app, "GET", f"{ROUTE}/{response_id}?stream=true") as exchange:
+            assert (await exchange.event())["response"]["id"] == response_id
+            status, cancelled = await ask(app, "POST", f"{ROUTE}/{response_id}/cancel")
+            assert (status, cancelled["status"], cancelled["model"]) == (200, "cancelled", "simulated")
+            assert (await events(exchange))[-1]["response"]["status"] == "cancelled"
+        assert (await ask(app, "POST", ROUTE, {**SHORT, "previous_response_id": response_id}))[0] == 200
 
     simulate(monkeypatch, body)
 
