@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from ..runtime.errors import EngineDied
 from .routes.metrics import metrics_app
 from .service import Service
 from .wire import FrameProtocol
@@ -24,6 +25,10 @@ logger = logging.getLogger("jitney.streaming")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FLUSH_S = 5
 """How long uvicorn may take to close connections once they have been told to."""
+LOOK_S = 0.25
+"""Between two looks at whether the engine lives."""
+LAST_WORDS_S = 2.0
+"""How long the clients of an engine that died may take to read so."""
 
 
 async def serve(
@@ -43,8 +48,8 @@ async def serve(
     and sockets close with 1012. A second signal ends the wait. `starting` is awaited once connections are accepted, so
     that health can be asked meanwhile;
     a signal cancels it. `on_ready` is then called with the URL; port 0 picks a free one. With `metrics_port`,
-    `/metrics` is also served there, without a key. Raises `OSError` where an address cannot be had, and what
-    `starting` raises.
+    `/metrics` is also served there, without a key. Raises `OSError` where an address cannot be had, what
+    `starting` raises, and `EngineDied` when the engine has: after its clients have been told.
     """
     async with AsyncExitStack() as stack:
         if metrics_port is not None:
@@ -62,9 +67,22 @@ async def serve(
             return
         if on_ready is not None:
             on_ready(_url(host, listener))
-        await _first(running, stop)
+        await _ending(app.state.service, running, stop)
+        has_died = app.state.service.engine.state == "dead"
         if not running.done():
-            await _drain(app.state.service, drain_s, stop)
+            await _drain(app.state.service, min(drain_s, LAST_WORDS_S) if has_died else drain_s, stop)
+        if has_died:
+            raise EngineDied("the engine died and serves nothing more; the log says of what")
+
+
+async def _ending(service: Service, running: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Wait for the end of the server, for a signal, or for the engine's death."""
+    signalled = asyncio.create_task(stop.wait())
+    try:
+        while service.engine.state != "dead" and not running.done() and not signalled.done():
+            await asyncio.wait({running, signalled}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
 
 
 async def _start(

@@ -19,20 +19,23 @@ import typer
 from ...runtime.errors import ContextLengthExceeded, GenerationFailed, InvalidField, JitneyError, RequestError
 from ...runtime.process import num_cores
 from .answer_view import AnswerView, answer_view
+from .engine_options import EngineOptions, with_engine_options
 from .opening import opened, stderr
-from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted, is_default
+from .options import DEFAULT_MODEL, Model, Scripted, is_default
 from .remote import Talker, remote
 
 if TYPE_CHECKING:
     from ...runtime import Event, SamplingParams
 
-LOCAL = ("quantize", "dtype", "scripted")
+LOCAL = (*EngineOptions.__struct_fields__, "scripted")
 """Options that say how a model of one's own is run."""
 HELP = "/new starts over, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
 
 
+@with_engine_options
 def chat(
     ctx: typer.Context,
+    engine: EngineOptions,
     model: Model = DEFAULT_MODEL,
     url: Annotated[
         str | None, typer.Option(help="Talk to this server in place of a model of one's own.")
@@ -47,28 +50,28 @@ def chat(
     max_tokens: Annotated[
         int | None, typer.Option(help="Length of an answer.  [default: 1024, or half of a shorter context]")
     ] = None,
-    quantize: Quantize = None,
-    dtype: Dtype = "auto",
     scripted: Scripted = None,
 ) -> None:
     """Talk to a model in the terminal. Piped, it answers each line of its input, greedily."""
-    from ...runtime import EngineConfig, SamplingParams
+    from ...runtime import SamplingParams
 
     if url is not None and not all(is_default(ctx, name) for name in LOCAL):
-        raise InvalidField("--url", f"none of {', '.join('--' + name for name in LOCAL)} beside it", url)
+        raise InvalidField(
+            "--url", f"none of {', '.join('--' + name.replace('_', '-') for name in LOCAL)} beside it", url
+        )
     typed = sys.stdin.isatty()
     if temperature is None and not typed:
         temperature = 0.0
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    config = EngineConfig(quantize=quantize, dtype=dtype, num_threads=num_cores())
+    config = engine.config(num_threads=num_cores())
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
             if url is None:
-                engine = runner.run(stack.enter_async_context(opened(model, scripted, config)))
+                own = runner.run(stack.enter_async_context(opened(model, scripted, config)))
                 if max_tokens is None:
-                    params = msgspec.structs.replace(params, max_tokens=min(1024, engine.context_length // 2))
-                talker: Talker = engine
+                    params = msgspec.structs.replace(params, max_tokens=min(1024, own.context_length // 2))
+                talker: Talker = own
             else:
                 named = None if is_default(ctx, "model") else model
                 talker = runner.run(stack.enter_async_context(remote(url, api_key=api_key, model=named)))

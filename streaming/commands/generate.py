@@ -19,23 +19,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...runtime.errors import EngineDied, InvalidField, RequestError
 from ...runtime.process import num_cores
+from .engine_options import EngineOptions, with_engine_options
 from .jsonl import Done, read_request, requests, take_up
 from .opening import opened, stderr
-from .options import DEFAULT_MODEL, Dtype, MaxRows, ModelOption, Quantize, Scripted
+from .options import DEFAULT_MODEL, MaxRows, ModelOption, Scripted
 
 if TYPE_CHECKING:
     from ...runtime import DynamicEngine, EngineConfig, SamplingParams
 
 
+MAX_ROWS = 256
+"""The most that an engine has by default."""
+
+
+@with_engine_options
 def generate(
+    engine: EngineOptions,
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="A JSON object a line.")
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", dir_okay=False, help="A JSON object a line.")],
     model: ModelOption = DEFAULT_MODEL,
-    quantize: Quantize = None,
-    dtype: Dtype = "auto",
-    max_rows: MaxRows = 32,
+    max_rows: MaxRows = None,
     scripted: Scripted = None,
 ) -> None:
     """Answer every line of a JSONL file: {"prompt": ...} or {"messages": [...]}, and sampling fields.
@@ -43,13 +48,9 @@ def generate(
     Results are written in the order of the input; run it again to go on where a run was broken off. A line that
     cannot be answered gives {"error": ...}, and status 1 at the end.
     """
-    from ...runtime import EngineConfig
-
-    config = EngineConfig(
-        quantize=quantize,
-        dtype=dtype,
+    config = engine.config(
         max_rows=max_rows,
-        max_queued=max(1024, 2 * max_rows),
+        max_queued=max(1024, 2 * (max_rows or MAX_ROWS)),
         num_threads=num_cores(),
     )
     if target.exists() and target.samefile(source):

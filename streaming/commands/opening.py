@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 if TYPE_CHECKING:
     from ...runtime import DynamicEngine, EngineConfig
@@ -24,9 +23,10 @@ async def opened(model: str, scripted: Path | None, config: EngineConfig) -> Asy
     """A running engine on the model, or on a scripted file. Raises `JitneyError` where that cannot be loaded."""
     from ...runtime import DynamicEngine
     from ...runtime.testing import ScriptedBackend
+    from .progress import loading
 
     async with AsyncExitStack() as stack:
-        with stderr().status(Text(f"Loading {scripted or model} …")):
+        with loading(str(scripted or model)):
             source = ScriptedBackend.from_file(scripted) if scripted else model
             engine = await stack.enter_async_context(DynamicEngine(source, config))
         yield engine

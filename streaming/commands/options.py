@@ -43,4 +43,7 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Compute threads on the CPU.  [default: all cores; one less to serve]"),
 ]
-MaxRows = Annotated[int, typer.Option(min=1, help="Sequences that decode together.")]
+MaxRows = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sequences that decode together.  [default: 32 on the CPU, 256 on a card]"),
+]

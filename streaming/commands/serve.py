@@ -6,16 +6,19 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.text import Text
 
-from ...runtime.errors import InvalidField, JitneyError
+from ...runtime.errors import EngineDied, InvalidField, JitneyError
 from ..logs import set_up
+from .engine_options import EngineOptions, with_engine_options
 from .opening import stderr
-from .options import DEFAULT_MODEL, Dtype, Model, Quantize, Scripted, Threads, num_bytes
+from .options import DEFAULT_MODEL, MaxRows, Model, Scripted, Threads, num_bytes
+from .progress import loading
 from .settings import read_settings, shown
 
 if TYPE_CHECKING:
@@ -23,9 +26,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jitney.streaming")
 
+EXIT_S = 5.0
+"""How long a process whose engine died may take to end: a thread that is stuck in a driver does not hold it."""
 
+
+@with_engine_options
 def serve(
     ctx: typer.Context,
+    engine: EngineOptions,
     model: Model = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
@@ -70,12 +78,7 @@ def serve(
         ),
     ] = None,
     scripted: Scripted = None,
-    quantize: Quantize = None,
-    dtype: Dtype = "auto",
-    max_rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Sequences that decode together.  [default: 32 on the CPU, 256 on a card]"),
-    ] = None,
+    max_rows: MaxRows = None,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Caps the model's own context length.")
     ] = None,
@@ -102,15 +105,11 @@ def serve(
     ] = "info",
 ) -> None:
     """Serve a model over HTTP and WebSocket, in OpenAI's protocols."""
-    from ...runtime import EngineConfig
-
     if not (api_key or keys or insecure_no_key or _is_loopback(host)):
         raise InvalidField("--host", "a loopback address, or --api-key, --keys or --insecure-no-key", host)
     set_up(log_format, log_level)
     logger.info("settings: %s", shown(ctx))
-    engine_config = EngineConfig(
-        dtype=dtype,
-        quantize=quantize,
+    engine_config = engine.config(
         max_rows=max_rows,
         max_context=max_context,
         kv_cache_bytes=kv_cache_bytes,
@@ -155,15 +154,24 @@ async def _serve(
     app = create_app(engine, **app_options)
 
     async def start() -> None:
-        with stderr().status(Text(f"Loading {scripted or model} …")):
+        with loading(str(scripted or model)):
             await engine.start()
         gc.collect()
         gc.freeze()  # what is loaded by now stays; walking it again and again would hold all threads for 50 ms
 
     try:
         await run_server(app, starting=start, on_ready=_announce, **address)
+    except EngineDied:
+        _leave_soon()
+        raise
     finally:
         await engine.close()
+
+
+def _leave_soon() -> None:
+    timer = threading.Timer(EXIT_S, os._exit, (2,))
+    timer.daemon = True
+    timer.start()
 
 
 def _announce(url: str) -> None:

@@ -46,8 +46,8 @@ def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-def ask(url: str, key: str | None = None, model: str = "scripted") -> Any:
-    body = {"model": model, "messages": [{"role": "user", "content": "The capital?"}]}
+def ask(url: str, key: str | None = None, model: str = "scripted", content: str = "The capital?") -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": content}]}
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=20) as reply:
@@ -61,6 +61,23 @@ def test_it_serves_until_a_signal_and_ends_with_status_0(script: Path, number: i
         process.send_signal(number)
         assert process.wait(20) == 0
         assert process.stdout is not None and process.stdout.read() == ""
+
+
+def test_a_dead_engine_ends_the_process_once_its_clients_have_been_told(script: Path) -> None:
+    with serving("--scripted", script) as (process, url):
+        body = {"model": "scripted", "messages": [{"role": "user", "content": "long"}], "stream": True}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            assert reply.readline().startswith(b"data: ")
+            with pytest.raises(urllib.error.HTTPError) as failed:
+                ask(url, content="deadly")
+            failed.value.close()
+            rest = reply.read().decode()
+        assert '"error"' in rest and "the engine died" in rest
+        assert process.wait(10) == 2
+        assert process.stderr is not None
+        assert "jitney: the engine died and serves nothing more" in process.stderr.read()
 
 
 def test_key_and_name(script: Path) -> None:
