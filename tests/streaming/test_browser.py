@@ -48,7 +48,7 @@ SCENARIOS = (
         "markup",
         "settings",
     ),
-    *("key", "phone", "dashboard", "client", "reasoning", "refused"),
+    *("key", "phone", "dashboard", "client", "reasoning", "refused", "offline"),
 )
 
 

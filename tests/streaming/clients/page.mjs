@@ -97,6 +97,25 @@ const scenarios = {
     wire.close();
   },
 
+  async offline(page, context) {
+    const wire = await cuttable();
+    await page.goto(wire.url);
+    await ask(page, "slow");
+    await spoken(page, 20);
+    wire.isDown = true;
+    wire.cut();
+    await page.waitForFunction(() => document.getElementById("state").textContent === "Reconnecting");
+    await page.keyboard.press("Escape");
+    await idle(page);
+    const dashboard = await context.newPage();
+    await dashboard.goto(`${url}/dashboard`);
+    await dashboard.waitForFunction(() => document.querySelectorAll("#seats li").length === 1);
+    wire.isDown = false; // only now the server hears of it
+    await dashboard.getByText("Every seat is free.").waitFor();
+    assert.match(await page.locator(".assistant .figures").textContent(), /stopped/);
+    wire.close();
+  },
+
   async lost(page) {
     const wire = await cuttable();
     await page.goto(wire.url);
