@@ -59,7 +59,7 @@ def create_app(
     stalled_s: float = 30.0,
     system: str | None = None,
     prepare: Prepare | None = None,
-    max_body_bytes: int = 8 * 2**20,
+    max_body_bytes: int = 4 * 2**20,
     max_frame_bytes: int = 2**20,
 ) -> Starlette:
     """An app that serves `engine` on the loop that started it.

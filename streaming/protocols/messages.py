@@ -11,6 +11,9 @@ from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Table, honoured
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """The roles that are taken, and what they are to a model's template."""
 
+MAX_PARTS = 8192
+"""Messages and text parts of one request, all told."""
+
 MESSAGE: Table = {
     "role": HONOURED,
     "content": HONOURED,
@@ -49,6 +52,7 @@ def chat_messages(messages: list[Any]) -> list[Message]:
     """Raises `RequestError` naming the message, by its index, and the field."""
     if not messages:
         raise InvalidField("messages", "at least one message", messages)
+    _check_count("messages", messages)
     return [_message(message, f"messages[{i}]", MESSAGE, TEXT_PART) for i, message in enumerate(messages)]
 
 
@@ -56,8 +60,19 @@ def input_messages(given: str | list[Any]) -> list[Message]:
     """The `input` of the Responses API: a user's text, or a list of message items."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
+    _check_count("input", given)
     items = [_item(item, f"input[{i}]") for i, item in enumerate(given)]
     return [message for message in items if message is not None]
+
+
+def _check_count(field: str, given: list[Any]) -> None:
+    """Each is looked at on the event loop: so many take some 30 ms."""
+    count = len(given)
+    if count <= MAX_PARTS:
+        contents = [message.get("content") for message in given if isinstance(message, dict)]
+        count += sum(len(content) for content in contents if isinstance(content, list))
+    if count > MAX_PARTS:
+        raise InvalidField(field, f"up to {MAX_PARTS} messages and parts of messages", count)
 
 
 def _item(item: Any, at: str) -> Message | None:

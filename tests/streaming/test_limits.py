@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from jitney.runtime import DynamicEngine
+from jitney.runtime.errors import InvalidField
 from jitney.runtime.testing import ByteTokenizer, Reply, Script, ScriptedBackend
 from jitney.streaming import create_app
+from jitney.streaming.protocols.messages import MAX_PARTS, chat_messages, input_messages
 
 BODY_BYTES = 200_000
 CONTEXT = 4096
@@ -235,3 +237,18 @@ async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
     async with client_of_an_engine() as client:
         answer = await client.post("/v1/completions", content=slow())
         assert answer.status_code == 408 and answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("take", [chat_messages, input_messages])
+def test_messages_and_their_parts_are_counted_together(take: Any) -> None:
+    part = {"type": "text" if take is chat_messages else "input_text", "text": ""}
+    one = {"role": "user", "content": [part] * 100}
+    rest = [{"role": "user", "content": ""}] * (MAX_PARTS - 101)
+    for most, is_taken in ((rest[1:], True), (rest, True), ([*rest, one], False), (rest * 1000, False)):
+        start = time.perf_counter()
+        if is_taken:
+            assert len(take([one, *most])) == len(most) + 1
+        else:
+            with pytest.raises(InvalidField, match=f"up to {MAX_PARTS} messages and parts"):
+                take([one, *most])
+            assert time.perf_counter() - start < REFUSAL_S
