@@ -20,9 +20,7 @@ def delta(seq: int, text: str) -> Event:
 
 def done(reason: FinishReason, error: str | None = None) -> Event:
     times = Times(queued_s=0.01, first_token_s=0.5, total_s=1.5)
-    return Event(
-        "resp_1", 9, "done", finish_reason=reason, usage=Usage(7, 11, 3), times=times, error=error
-    )
+    return Event("resp_1", 9, "done", finish_reason=reason, usage=Usage(7, 11, 3), times=times, error=error)
 
 
 def told(*events: Event, markers: tuple[str, str] | None = None) -> list[dict[str, Any]]:
@@ -95,7 +93,9 @@ def test_news_while_nothing_is_said_is_transient_and_numbered() -> None:
 def test_reasoning_goes_before_the_text_however_it_is_cut(size: int) -> None:
     text = "<think>\nlet me see\n</think>\n\nIt is 4."
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    chunks = told(*(delta(i, piece) for i, piece in enumerate(pieces, 1)), done("stop_token"), markers=MARKERS)
+    chunks = told(
+        *(delta(i, piece) for i, piece in enumerate(pieces, 1)), done("stop_token"), markers=MARKERS
+    )
     kinds = list(dict.fromkeys(chunk["type"] for chunk in chunks))
     assert kinds[1:-1] == [
         *("start-step", "reasoning-start", "reasoning-delta", "reasoning-end"),
