@@ -1,58 +1,72 @@
-"""Passes of fixed size as CUDA graphs: captured once, from large to small into one pool, replayed for any batch.
+"""Passes of fixed size, recorded once and replayed for any batch: on a card as CUDA graphs.
 
-A size without a graph is computed launch by launch. `capture_next` fills the ladder one by one: what decoding needs
-before the engine opens, the rest while it has nothing to do.
+A size that is not recorded is computed launch by launch. `record_next` fills the ladder one by one, from large to
+small into one pool: what decoding needs before the engine opens, the rest while it has nothing to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
 from .forward import Pass
 
+Replay = Callable[[], object]
+Record = Callable[[Callable[[], object]], Replay]
+"""Runs a pass once for real, and gives what replays it."""
+
 
 class Graphs:
-    """`run` computes a pass launch by launch. One thread, one stream: the one that is current when it is made."""
+    """`run` computes a pass launch by launch. Called by one thread."""
 
-    def __init__(self, run: Callable[[Pass], object], sizes: Iterable[Pass], *, enabled: bool) -> None:
-        self._run = run
-        self._graphs: dict[Pass, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if enabled else None
-        self._missing = list(sizes) if enabled else []
-        self._known = frozenset(self._missing)
+    def __init__(self, run: Callable[[Pass], object], sizes: Iterable[Pass], record: Record) -> None:
+        self._run, self._record = run, record
+        self._replays: dict[Pass, Replay] = {}
+        self._missing = list(sizes)
 
     @property
     def num_missing(self) -> int:
         return len(self._missing)
 
-    def has(self, size: Pass) -> bool:
-        return size in self._graphs
-
     def run(self, size: Pass) -> None:
-        graph = self._graphs.get(size)
-        if graph is None:
+        replay = self._replays.get(size)
+        if replay is None:
             self._run(size)
         else:
-            graph.replay()
+            replay()
 
-    def capture_next(self) -> bool:
-        """Capture the first size that has no graph yet; False when none is left. The device must hold no work whose
-        results matter: the pass runs once for real, on padding."""
+    def record_next(self) -> bool:
+        """Record the first size that is missing; False when none is. The pass runs for real, on whatever it finds."""
         if not self._missing:
             return False
         size = self._missing.pop(0)
-        self._run(size)
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-        ):
-            self._run(size)
-        self._graphs[size] = graph
+        self._replays[size] = self._record(partial(self._run, size))
         return True
 
     def clear(self) -> None:
-        self._graphs.clear()
+        self._replays.clear()
         self._missing.clear()
+
+
+def cuda_recorder() -> Record:
+    """Captures on the calling thread's current stream. All graphs share one pool: they never run at the same time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(run: Callable[[], object]) -> Replay:
+        run()
+        stream = torch.cuda.current_stream()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
+
+    return record
+
+
+def plain_recorder(run: Callable[[], object]) -> Replay:
+    """The naive twin: a replay computes launch by launch."""
+    run()
+    return run

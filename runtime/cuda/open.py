@@ -26,7 +26,7 @@ from ..model.layers import Layers, Weights, load_layers
 from ..weights.random_weights import RandomWeights
 from .arena import Arena
 from .forward import Forward, Ops, Pass
-from .graphs import Graphs
+from .graphs import Graphs, cuda_recorder, plain_recorder
 from .ladder import Ladder
 from .naive import NaiveOps
 from .ops import KernelOps
@@ -105,7 +105,9 @@ def build_step(
         buffers = gathered(sizes.max_tokens, sizes.max_samples, device)
         forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
     ladder = Ladder(sizes)
-    graphs = Graphs(forward.run, _ladder(ladder), enabled=device.type == "cuda")
+    graphs = Graphs(
+        forward.run, _ladder(ladder), cuda_recorder() if device.type == "cuda" else plain_recorder
+    )
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(

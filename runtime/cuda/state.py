@@ -60,6 +60,13 @@ class SlotState:
         patch.write("rows", 0, rows)
         self._rows, self._bucket = slots, bucket
 
+    def rest(self, patch: Patch) -> None:
+        """Nobody: a pass that runs now touches the idle slot and page 0 alone."""
+        self._rows, self._bucket = (), 0
+        patch.write("rows", 0, np.full(self._sizes.row_buckets[-1], self.idle, dtype=np.int32))
+        for i, value in enumerate((self.idle, 0, 0, 0, self.idle)):
+            patch.write("chunks", i, np.full(CHUNK_ROWS, value, dtype=np.int32))
+
     def prefill(self, patch: Patch, chunks: Sequence[Chunk], tokens: Sequence[Sequence[int]]) -> None:
         """Name the chunks of the next pass: at most CHUNK_ROWS. `tokens`: those of each chunk. Chunks past the last
         are empty and start where the others end."""

@@ -40,6 +40,9 @@ FAULTS = {
 }
 
 
+NOTHING: tuple[tuple[int, ...], Pass, Rows] = ((), Pass(0, 0, 0, False, False), ())
+
+
 class _Pass(msgspec.Struct, frozen=True):
     """One pass in flight: the rows of its results with their slots, and what is scored beside them."""
 
@@ -72,7 +75,7 @@ class CudaStep:
         self._refused: dict[int, str] = {}
         self._cut: set[int] = set()
         self._full: set[int] = set()
-        self._decodes: tuple[tuple[int, ...], Pass, Rows] = ((), Pass(0, 0, 0, False, False), ())
+        self._decodes = NOTHING
         """The last pass that only decoded: while it stays the same, its size and rows need not be found again."""
         self._prompts = PromptScores(forward.score_prompt, ladder.max_samples)
 
@@ -193,13 +196,27 @@ class CudaStep:
         except torch.AcceleratorError as error:
             raise DeviceLost(f"the card failed: {str(error).strip().splitlines()[0]}") from error
         except Exception:
-            self._outbox.restart(int(self._state.counter))
+            self._settle()
             raise
 
     @torch.inference_mode()
     def prepare(self) -> bool:
-        """Capture one more graph; called while nothing is in flight."""
-        return self._graphs.capture_next()
+        """Record one more pass; called while nothing is in flight."""
+        if not self._graphs.num_missing:
+            return False
+        with self._faults():
+            self._settle()
+            self._graphs.record_next()
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Forget what is staged for the next pass, and read the ring from where the device is."""
+        patch = Patch(self._arena)
+        self._state.rest(patch)
+        self._staging.apply(patch)
+        self._decodes = NOTHING
+        self._outbox.restart(int(self._state.counter))
 
     def close(self) -> None:
         """Give all device memory back. The step must not be used again."""

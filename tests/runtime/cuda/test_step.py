@@ -53,9 +53,14 @@ def requests(count: int, seed: int = 0, most: int = 8) -> list[Generate]:
     ]
 
 
-def run(step: Step, jobs: Sequence[Generate], **options: object) -> tuple[dict[str, list[int]], Scheduler]:
-    scheduler = Scheduler(step.capacity, **options)  # type: ignore[arg-type]
-    loop = StepLoop(step, scheduler)
+def run(step: Step, jobs: Sequence[Generate]) -> tuple[dict[str, list[int]], Scheduler]:
+    loop = StepLoop(step, Scheduler(step.capacity))
+    tokens = play(loop, jobs)
+    step.close()
+    return tokens, loop.scheduler
+
+
+def play(loop: StepLoop, jobs: Sequence[Generate]) -> dict[str, list[int]]:
     for job in jobs:
         loop.obey(job)
     tokens: dict[str, list[int]] = {job.id: [] for job in jobs}
@@ -65,11 +70,10 @@ def run(step: Step, jobs: Sequence[Generate], **options: object) -> tuple[dict[s
             tokens[output.id] += output.tokens
             if output.finish_reason:
                 ended[output.id] = output
-        scheduler.check()
+        loop.scheduler.check()
     assert {output.finish_reason for output in ended.values()} <= {"length", "stop_token"}
     assert len(ended) == len(jobs)
-    step.close()
-    return tokens, scheduler
+    return tokens
 
 
 @pytest.mark.parametrize("changes", [{}, {"head_dim": 64, "sliding_window": 40, "num_layers": 2}])
@@ -141,3 +145,31 @@ def scores(step: Step, jobs: Sequence[Generate]) -> list[tuple[str, TokenLogprob
             found += [(f"{output.id} token", score) for score in output.logprobs]
     step.close()
     return sorted(found, key=lambda pair: pair[0])
+
+
+def test_quiet_moments_change_nothing_for_those_who_come_later() -> None:
+    """Recorded passes run for real: they must leave cached pages and the ring of results alone. The last pass that
+    decoded named two slots; the pages of one now belong to a prompt that was only prefilled, and is cached."""
+    model = small_llama(vocab_size=VOCAB, num_layers=1)
+
+    def job(name: str, prompt: list[int], max_tokens: int) -> Generate:
+        return Generate(
+            id=name,
+            prompt=tuple(prompt),
+            sampling=RowSampling(seed=1, temperature=0.0),
+            max_tokens=max_tokens,
+        )
+
+    text = [7 * i % VOCAB for i in range(300)]
+    alone = run(card_step(model, CONFIG), [job("again", text[:200], 6)])[0]
+    step = card_step(model, CONFIG, num_pages=5)
+    loop = StepLoop(step, Scheduler(step.capacity))
+    play(loop, [job("a", [1] * 8, 4), job("b", [2] * 10, 4)])
+    play(loop, [job("c", text[:200], 1)])
+    [pool] = step._forward._ops._pools  # type: ignore[attr-defined]
+    pages = pool[1:].clone()
+    assert loop.prepare() and loop.prepare()
+    assert torch.equal(pool[1:], pages)
+    assert play(loop, [job("again", text[:200], 6)]) == alone
+    assert loop.scheduler.stats().prefix_hits == 192
+    step.close()
