@@ -201,8 +201,6 @@ class Scheduler:
         open_rows = [row for rows in self._by_id.values() for row in rows]
         assert sorted(map(id, open_rows)) == sorted(map(id, self._running + self._waiting)), "a row is lost"
 
-    # Seating
-
     def _seat_waiting(self) -> list[Seat]:
         """Seat rows in order while slots and pages last, with a page to spare for each row that already runs."""
         seats: list[Seat] = []
@@ -219,8 +217,6 @@ class Scheduler:
             insort(self._running, row, key=_BY_ORDER)
             seats.append(seat)
         return seats
-
-    # Growing
 
     def _grow(self, row: Sequence, grown: list[tuple[int, tuple[int, ...]]]) -> bool:
         """Reserve pages to the bound of the next launch, preempting the last rows in order. False: not now."""
@@ -254,8 +250,6 @@ class Scheduler:
         row.unseat()
         insort(self._waiting, row, key=_BY_ORDER)
 
-    # Committing
-
     def _advance(self, row: Sequence, launched: _Launched, outcome: RowOutcome) -> Output | None:
         start = row.computed
         tokens, reason = row.advance(launched.length, launched.bound, outcome.tokens)
@@ -272,14 +266,11 @@ class Scheduler:
             prefilled=row.computed if launched.length and not launched.bound else None,
         )
         row.unreported_cached = None
-        if row.request.pin and reason is not None:
-            self.seating.pin(row)
         if reason is not None:
+            self.seating.pin(row)
             self._end(row)
         is_news = tokens or output.prompt_logprobs or output.cached_tokens is not None
         return output if is_news or output.prefilled is not None else None
-
-    # Ending
 
     def _finish(self, row: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         self._end(row)

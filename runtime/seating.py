@@ -78,8 +78,8 @@ class Seating:
         return count <= self.pages.num_available
 
     def pin(self, row: Sequence) -> None:
-        """Keep the full pages of a warm-up that is done, for those who continue it."""
-        if self._prefix_cache and row.request.use_prefix_cache:
+        """Keep the full pages of a row that is done, if it was a warm-up, for those who continue it."""
+        if row.request.pin and self._prefix_cache and row.request.use_prefix_cache:
             self.pins.pin(row.request.id, row.pages[: row.num_published])
 
     def leave(self, row: Sequence) -> None:

@@ -211,7 +211,12 @@ class ResponsesSession:
             raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
 
 
-CANCEL_FIELDS: Table = {"type": HONOURED, "response_id": HONOURED, "stream_id": HONOURED, "event_id": HARMLESS}
+CANCEL_FIELDS: Table = {
+    "type": HONOURED,
+    "response_id": HONOURED,
+    "stream_id": HONOURED,
+    "event_id": HARMLESS,
+}
 RESUME_FIELDS: Table = {**CANCEL_FIELDS, "starting_after": HONOURED, "credit": HONOURED}
 CREDIT_FIELDS: Table = {**CANCEL_FIELDS, "credit": HONOURED}
 

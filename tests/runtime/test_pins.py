@@ -28,7 +28,9 @@ def simulate(
     rng = random.Random(depth)
     capacity = Capacity(num_pages=contexts * CONTEXT // PAGE + 1, page_size=PAGE, max_rows=4, depth=depth)
     monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: steps.scheduler.check()))
-    settings = EngineConfig(**{"max_batch_tokens": 16, "step_timeout_s": 1e6, "tune_process": False, **config})
+    settings = EngineConfig(
+        **{"max_batch_tokens": 16, "step_timeout_s": 1e6, "tune_process": False, **config}
+    )
 
     async def main(loop: SimulatedLoop) -> None:
         async with DynamicEngine(SimulatedBackend(rng, capacity), settings, clock=loop.time) as engine:
