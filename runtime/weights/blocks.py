@@ -34,11 +34,12 @@ def block_digest(path: Path, index: int) -> str:
 
 
 class BlockCheck:
-    """Files being compared with the digests of their blocks. It begins at once, on threads of its own, which end when
-    the last block is done; `finish` waits for them and may be called from any thread."""
+    """Files being compared with the digests of their blocks. It begins at once, on threads of its own, one less than
+    there are cores, so that the start goes on beside them; they end when the last block is done. `finish` waits for
+    them and may be called from any thread."""
 
     def __init__(self, files: Iterable[tuple[Path, tuple[str, ...]]]) -> None:
-        pool = ThreadPoolExecutor(num_cores(), "jitney-verify")
+        pool = ThreadPoolExecutor(max(1, num_cores() - 1), "jitney-verify")
         self._blocks: list[tuple[Path, int, str, Future[str]]] = [
             (path, index, expected, pool.submit(block_digest, path, index))
             for path, digests in files
