@@ -17,6 +17,7 @@ from .ledger import Ledger
 from .metrics import Metrics
 from .preparing import Prepare, prepared
 from .principal import ANONYMOUS, Principal
+from .protocols.errors import refusal
 from .protocols.generate import Generate
 from .registry import Registry
 
@@ -86,7 +87,7 @@ class Service:
 
     def start(self, beginning: Coroutine[Any, Any, None]) -> None:
         """Run what must not end with the socket that asked for it, such as `Registry.begin`, whose failures reach the
-        answer's readers by themselves."""
+        answer's readers by themselves. Others are logged."""
         task = asyncio.ensure_future(_unraised(beginning))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -143,5 +144,7 @@ class Service:
 
 
 async def _unraised(beginning: Coroutine[Any, Any, None]) -> None:
-    with suppress(Exception):
+    try:
         await beginning
+    except Exception as exc:
+        refusal(exc)

@@ -68,18 +68,17 @@ class ResponsesSocket:
         )
 
     async def run(self) -> None:
-        """Serve the socket until either side closes it, and then what its lanes still have to do."""
+        """Serve the socket until either side closes it. What its lanes still have to do goes on without it."""
         await self._websocket.accept()
         self._put = frame_sender(self._websocket)
-        async with anyio.create_task_group() as self._turns:
-            async with anyio.create_task_group() as self._followers:
-                self._followers.start_soon(self._write_replies)
-                self._followers.start_soon(self._tell_progress)
-                code = await self._read()
-                self._followers.cancel_scope.cancel()
-            if code is not None:
-                with anyio.move_on_after(CLOSE_S):
-                    await self._websocket.close(code)
+        async with anyio.create_task_group() as self._followers:
+            self._followers.start_soon(self._write_replies)
+            self._followers.start_soon(self._tell_progress)
+            code = await self._read()
+            self._followers.cancel_scope.cancel()
+        if code is not None:
+            with anyio.move_on_after(CLOSE_S):
+                await self._websocket.close(code)
 
     async def _read(self) -> int | None:
         """Feeds the session until the client leaves (None), or must be cut off (a close code)."""
@@ -99,7 +98,7 @@ class ResponsesSocket:
         if isinstance(action, Open):
             self._open(action.turn, action.waits)
         elif isinstance(action, (Begin, Refuse)):
-            self._turns.start_soon(self._see_through, action)
+            self._service.start(self._see_through(action))
         elif isinstance(action, (Cancel, Resume)):
             self._look_up(action)
         elif isinstance(action, Grant):

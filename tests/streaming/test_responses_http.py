@@ -306,3 +306,23 @@ def test_a_deadline_is_an_incomplete_answer_with_what_there_is(monkeypatch: pyte
         assert answer["incomplete_details"] == {"reason": "deadline"}
 
     simulate(monkeypatch, body)
+
+
+def test_lanes_go_on_when_their_socket_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hold no socket's place: whoever comes back finds room."""
+
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        async with Socket(app) as socket:
+            for _ in range(3):
+                socket.send(type="response.create", stream_id="a", **LONG)
+            ids: set[str] = set()
+            while len(ids) < 3:
+                ids |= {(await socket.recv()).get("response", {}).get("id", "")} - {""}
+        await socket.task
+        assert not engine.stats().finished, "the handler has left before the first answer is over"
+        for response_id in ids:
+            async with Exchange(app, "GET", f"{ROUTE}/{response_id}?stream=true") as exchange:
+                assert (await events(exchange))[-1]["type"] == "response.incomplete"
+        assert engine.stats().finished == {"length": 3}
+
+    simulate(monkeypatch, body)
