@@ -14,11 +14,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .sizes import region_words
+
 Words = NDArray[np.int32]
 
 
 class Arena:
-    """Declare regions, `allocate` once, then take `tensor` views. A region starts on a 64-word boundary."""
+    """Declare regions, `allocate` once, then take `tensor` views. A region starts where `REGION_WORDS` begin anew."""
 
     def __init__(self) -> None:
         self._starts: dict[str, int] = {}
@@ -31,7 +33,7 @@ class Arena:
         """Add a region of 32-bit values (int32 or float32), zeros at first."""
         assert self._words is None and name not in self._starts and dtype.itemsize == 4
         self._starts[name], self._shapes[name], self._dtypes[name] = self.num_words, shape, dtype
-        self.num_words += -(-prod(shape) // 64) * 64
+        self.num_words += region_words(shape)
 
     def allocate(self, device: torch.device) -> None:
         self._words = torch.zeros(self.num_words, dtype=torch.int32, device=device)

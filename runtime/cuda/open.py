@@ -42,6 +42,8 @@ PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+INTERPRETED_PROCESSORS = 2
+"""What Triton's interpreter is taken to have: every program costs it time."""
 
 logger = logging.getLogger("jitney")
 
@@ -61,7 +63,8 @@ def open_cuda_step(model: ModelConfig, weights: Weights, config: EngineConfig) -
         if "float32" in (config.dtype, model.dtype * (config.dtype == "auto"))
         else torch.bfloat16
     )
-    plan = plan_device(model, config, torch.cuda.mem_get_info(device)[0], value_bytes=dtype.itemsize)
+    free_bytes = torch.cuda.mem_get_info(device)[0]
+    plan = plan_device(model, config, free_bytes, value_bytes=dtype.itemsize, processors=_processors(device))
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
     return build_step(model, weights, config, plan, dtype, device)
 
@@ -157,16 +160,21 @@ def _kernels(
     decode = None
     if not deterministic:
         rows = sizes.row_buckets[-1]
-        windows = {model.sliding_window if model.slides(layer) else None for layer in range(model.num_layers)}
         decode = DecodeAttention(
             rows, model.num_heads, model.num_kv_heads, model.head_dim, PAGE_TOKENS, device,
-            stored=caches[0].pool.dtype, windows=windows, programs=None if device.type == "cuda" else 4,
+            stored=caches[0].pool.dtype, windows=model.windows, processors=_processors(device),
         )  # fmt: skip
     prefill = prefill_attention_for(
         device, dtype, caches[0].pool.dtype, model.head_dim, deterministic=deterministic
     )
     logger.info("prefill attention: %s (%s)", prefill.name, prefill.reason)
     return KernelOps(model, layers, caches, buffers, linears, decode, prefill)
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _load(

@@ -12,8 +12,9 @@ import msgspec
 
 from ..config import EngineConfig
 from ..errors import CannotServe
+from ..kernels import workspace
 from ..model.config import ModelConfig
-from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, page_elements
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, page_elements, region_words, slot_regions, up_width
 
 MAX_ROWS = 256
 MAX_PREFILL_TOKENS = 8192
@@ -21,6 +22,8 @@ FIXED_BYTES = 768 * 2**20
 """The driver's context, loaded kernels, the libraries' workspaces."""
 GRAPH_BYTES = 2 * 2**20
 """Of one captured pass, beside the activations that all share."""
+PROCESSORS = 132
+"""Multiprocessors of a card that cannot be asked: an H100's."""
 MARGIN = 0.03
 """Of the free memory is left alone unless the engine is told how much it may use."""
 
@@ -42,11 +45,17 @@ class DevicePlan(msgspec.Struct, frozen=True):
 
 
 def plan_device(
-    model: ModelConfig, config: EngineConfig, free_bytes: int, *, value_bytes: int = 2
+    model: ModelConfig,
+    config: EngineConfig,
+    free_bytes: int,
+    *,
+    value_bytes: int = 2,
+    processors: int = PROCESSORS,
 ) -> DevicePlan:
     """Size the pool: all that is left, at most one context for each row, at least one context.
 
-    `value_bytes` is the size of what the model computes in. Raises `CannotServe` with the figures, and what would fit.
+    `value_bytes` is the size of what the model computes in, `processors` how many the card has. Raises `CannotServe`
+    with the figures, and what would fit.
     """
     budget = config.memory_bytes or int(free_bytes * (1 - MARGIN))
     if budget > free_bytes:
@@ -58,7 +67,7 @@ def plan_device(
     page_bytes = page_elements(model) * (1 if config.kv_dtype == "fp8" else value_bytes)
     one_context = -(-context // PAGE_TOKENS)
     bare = Sizes(context=context, max_rows=rows, prefill_tokens=tokens, num_pages=1)
-    parts = _parts(model, config, bare, value_bytes)
+    parts = _parts(model, config, bare, value_bytes, processors)
     room = budget - sum(parts.values()) if config.kv_cache_bytes is None else config.kv_cache_bytes
     num_pages = min(room // page_bytes, one_context * rows + 1)
     if num_pages < one_context + 1 or sum(parts.values()) + num_pages * page_bytes > budget:
@@ -67,30 +76,80 @@ def plan_device(
     return DevicePlan(sizes, {**parts, "KV pages": num_pages * page_bytes})
 
 
-def _parts(model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int) -> dict[str, int]:
+def _parts(
+    model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int, processors: int
+) -> dict[str, int]:
+    gathered = workspace.for_gathered(sizes.max_tokens, sizes.max_samples)
     return {
         "weights": weight_bytes(model, value_bytes, 1 if config.quantize else value_bytes),
         "activations": value_bytes * sum(prod(shape) for shape in buffer_shapes(model, sizes).values()),
-        "slots": 4 * sizes.num_slots * (sizes.pages_per_row + 2) + 8 * sizes.max_tokens * 4,
+        "linear layers": _linears(model, config, sizes, value_bytes),
+        "attention": _attention(model, config, sizes, value_bytes, processors),
+        "slots": 4 * sum(map(region_words, slot_regions(sizes).values())) + workspace.num_bytes(gathered),
         "rotary tables": 2 * 4 * sizes.context * model.head_dim,
-        "sampling": 0,
+        "sampling": _sampling(model, sizes),
         "graphs": 2 * len(sizes.row_buckets) * GRAPH_BYTES,
         "CUDA": FIXED_BYTES,
     }
 
 
+def _linears(model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int) -> int:
+    return workspace.num_bytes(
+        workspace.for_linears(
+            "float32" if value_bytes == 4 else "bfloat16",
+            max_tokens=sizes.max_tokens,
+            normed_width=model.hidden_size,
+            up_width=up_width(model),
+            eight_bit=config.quantize is not None,
+        )
+    )
+
+
+def _attention(
+    model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int, processors: int
+) -> int:
+    if config.mode == "deterministic":
+        return 0
+    rows, line_bytes = (
+        sizes.row_buckets[-1],
+        model.head_dim * (1 if config.kv_dtype == "fp8" else value_bytes),
+    )
+    programs = workspace.most_programs(rows, line_bytes, processors)
+    parts = workspace.for_decode_attention(
+        programs, rows, model.num_heads, model.num_kv_heads, model.head_dim
+    )
+    plans = len(model.windows) * workspace.num_bytes(workspace.for_decode_plan(programs))
+    return workspace.num_bytes(parts) + plans
+
+
+def _sampling(model: ModelConfig, sizes: Sizes) -> int:
+    rows, vocab = sizes.max_samples, model.vocab_size
+    block, part = workspace.SCAN_BLOCK, workspace.SCAN_PART
+    by_slot = workspace.for_slots(sizes.num_slots, vocab).values()
+    launches = workspace.for_sampling(rows, vocab, block, part, workspace.SHORTLISTED)
+    scores = workspace.for_scores(rows, vocab, block, part)
+    return 4 * sum(region_words(buffer.shape) for buffer in by_slot) + workspace.num_bytes(launches, scores)
+
+
 def weight_bytes(model: ModelConfig, value_bytes: int, linear_bytes: int) -> int:
     """Of all weights as they lie on the card; tied embeddings lie there once, unless the output layer is narrowed."""
     hidden, inner, dim = model.hidden_size, model.intermediate_size, model.head_dim
-    heads = dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    layer = hidden * (heads + inner * (3 if model.gated_mlp else 2))
-    outputs = dim * (model.num_heads + 2 * model.num_kv_heads) + 2 * hidden + 2 * inner
-    scales = 4 * (model.num_layers * outputs + model.vocab_size) if linear_bytes < value_bytes else 0
-    shared = model.tied_embeddings and linear_bytes == value_bytes
-    head = 0 if shared else model.vocab_size * hidden * linear_bytes
+    qkv, ups = dim * (model.num_heads + 2 * model.num_kv_heads), up_width(model)
+    matrices = hidden * (qkv + dim * model.num_heads + ups + inner)
+    scales = 4 * (model.num_layers * (qkv + hidden + ups + hidden) + model.vocab_size)
+    biases = qkv * model.qkv_bias + hidden * model.attention_out_bias + (ups + hidden) * model.mlp_bias
+    heads = dim * (model.num_heads + model.num_kv_heads) if model.qk_norm else 0
+    norm = hidden * (1 if model.norm == "rms" else 2)
+    vectors = model.num_layers * (biases + heads + 2 * norm) + norm
+    is_narrow = linear_bytes < value_bytes
+    head = 0 if model.tied_embeddings and not is_narrow else model.vocab_size * hidden * linear_bytes
     embeddings = hidden * (model.vocab_size + (model.max_position if model.learned_positions else 0))
-    norms = 2 * (2 * model.num_layers + 1) * hidden
-    return model.num_layers * layer * linear_bytes + head + scales + (embeddings + norms) * value_bytes
+    return (
+        model.num_layers * matrices * linear_bytes
+        + head
+        + (scales if is_narrow else 0)
+        + (embeddings + vectors) * value_bytes
+    )
 
 
 def _refusal(budget: int, parts: dict[str, int], page_bytes: int, context: int) -> str:

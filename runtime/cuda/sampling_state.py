@@ -9,14 +9,21 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import float32
 
 from ..batch import RowSampling, Seat
 from ..kernels import marks, row_words
 from ..kernels.sampling import RowState
-from ..kernels.scores import MOST_NAMED, MOST_TOP
-from ..kernels.sequences import HISTORY, MOST_IDS, MOST_SEQUENCES
+from ..kernels.workspace import (
+    HISTORY,
+    MOST_BIASES,
+    MOST_IDS,
+    MOST_NAMED,
+    MOST_SEQUENCES,
+    MOST_TOP,
+    for_slots,
+)
 from .arena import Arena, Patch, Words
 
 _LOG2_E = math.log2(math.e)
@@ -29,7 +36,7 @@ def refusal(sampling: RowSampling) -> str | None:
     """What a row asks beyond the bounds, as a sentence; None: nothing."""
     sequences = _sequences(sampling)
     for what, asked, most in (
-        ("logit_bias entries", len(sampling.logit_bias), marks.MOST_BIASES),
+        ("logit_bias entries", len(sampling.logit_bias), MOST_BIASES),
         ("logprobs", sampling.logprobs or 0, MOST_TOP),
         ("prompt_logprobs", sampling.prompt_logprobs or 0, MOST_TOP),
         ("logprob_token_ids", len(sampling.logprob_token_ids), MOST_NAMED),
@@ -59,13 +66,8 @@ class SamplingState:
 
     def __init__(self, arena: Arena, num_slots: int, vocab: int) -> None:
         self._arena = arena
-        arena.region("sampling", num_slots, row_words.NUM_WORDS.value)
-        arena.region("marks", num_slots, vocab)
-        arena.region("biases", num_slots, marks.MOST_BIASES, dtype=float32)
-        arena.region("history", num_slots, HISTORY)
-        arena.region("sequence_ends", num_slots, MOST_SEQUENCES)
-        arena.region("sequence_ids", num_slots, MOST_IDS)
-        arena.region("named", num_slots, MOST_NAMED)
+        for name, buffer in for_slots(num_slots, vocab).items():
+            arena.region(name, *buffer.shape, dtype=getattr(torch, buffer.dtype))
 
     @property
     def rows(self) -> RowState:

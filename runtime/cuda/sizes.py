@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import prod
+
 import msgspec
 
 from ..model.config import ModelConfig
@@ -10,6 +13,8 @@ PAGE_TOKENS = 64
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 CHUNK_ROWS = 64
 """Chunks of one forward pass; a batch with more is run in several."""
+REGION_WORDS = 64
+"""Regions of the arena begin at multiples of this."""
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -49,13 +54,28 @@ def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, int]
     tokens, heads = sizes.max_tokens, model.num_heads + 2 * model.num_kv_heads
     return {
         "x": (tokens, model.hidden_size),
-        "normed": (tokens, model.hidden_size),
         "qkv": (tokens, heads * model.head_dim),
         "attended": (tokens, model.num_heads * model.head_dim),
-        "ups": (tokens, up_width(model)),
         "activated": (tokens, model.intermediate_size),
         "logits": (sizes.max_samples, model.vocab_size),
     }
+
+
+def slot_regions(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Of the arena, in words: what is known of each slot, and of the next pass."""
+    return {
+        "tables": (sizes.num_slots, sizes.pages_per_row),
+        "positions": (sizes.num_slots,),
+        "last_tokens": (sizes.num_slots,),
+        "rows": (1, sizes.row_buckets[-1]),
+        "prompt": (1, sizes.prefill_tokens),
+        "chunks": (5, CHUNK_ROWS),
+        "counter": (1,),
+    }
+
+
+def region_words(shape: Iterable[int]) -> int:
+    return -(-prod(shape) // REGION_WORDS) * REGION_WORDS
 
 
 def up_width(model: ModelConfig) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from ..batch import Chunk, Seat
 from .arena import Arena, Patch
-from .sizes import CHUNK_ROWS, Sizes
+from .sizes import CHUNK_ROWS, Sizes, slot_regions
 
 
 class SlotState:
@@ -25,13 +25,8 @@ class SlotState:
         self._sizes = sizes
         self.idle = sizes.max_rows
         self._num_pages = [0] * sizes.num_slots
-        arena.region("tables", sizes.num_slots, sizes.pages_per_row)
-        arena.region("positions", sizes.num_slots)
-        arena.region("last_tokens", sizes.num_slots)
-        arena.region("rows", 1, sizes.row_buckets[-1])
-        arena.region("prompt", 1, sizes.prefill_tokens)
-        arena.region("chunks", 5, CHUNK_ROWS)
-        arena.region("counter", 1)
+        for name, shape in slot_regions(sizes).items():
+            arena.region(name, *shape)
         self._rows: tuple[int, ...] = ()
         self._bucket = 0
 

@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .assembly import fetch_early, page_at, widened
-from .decode_plan import PLAN_WORDS, DecodePlan, first_seen, spread
+from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
+from .workspace import allocated, for_decode_attention, group_rows, most_programs, padded_dim, spread
 
 
 @triton.jit
@@ -217,7 +218,8 @@ def decode_attention_kernel(
 class DecodeAttention:
     """The launches and what they work in, allocated once for batches of up to `max_rows`; one for all layers, whose
     launches follow each other on one stream. `stored` is the type of the pool, `windows` are those of the model's
-    layers (None: none), and `programs` defaults to what fills the device."""
+    layers (None: none). As many programs run as fill the device's
+    `processors` (None: what it says), or `programs`."""
 
     def __init__(
         self,
@@ -230,20 +232,19 @@ class DecodeAttention:
         *,
         stored: torch.dtype,
         windows: Collection[int | None] = (None,),
+        processors: int | None = None,
         programs: int | None = None,
     ) -> None:
         self._line_bytes = head_dim * stored.itemsize
         self._programs = programs
-        self._processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
-        most = programs or self._processors * max(
-            spread(rows, self._line_bytes).programs for rows in (1, max_rows)
-        )
+        if processors is None:
+            processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
+        self._processors = processors
+        most = programs or most_programs(max_rows, self._line_bytes, processors)
         self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}
-        self._group_rows = triton.next_power_of_2(num_q_heads // num_kv_heads)
-        self._dim = triton.next_power_of_2(max(16, head_dim))
-        self._parts = torch.zeros(2 * most, self._group_rows, self._dim, device=device)
-        self._stats = torch.zeros(2 * most, 2, self._group_rows, device=device)
-        self._arrivals = torch.zeros(max_rows, num_kv_heads, dtype=torch.int32, device=device)
+        self._group_rows, self._dim = group_rows(num_q_heads, num_kv_heads), padded_dim(head_dim)
+        buffers = for_decode_attention(most, max_rows, num_q_heads, num_kv_heads, head_dim)
+        self._parts, self._stats, self._arrivals = allocated(buffers, device).values()
         pages_in_flight = 96 * 1024 // (2 * page * self._dim * stored.itemsize)
         self._stages = 3 if pages_in_flight >= 2 else 2
 

@@ -9,32 +9,14 @@ may be shared with other programs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PLAN_WORDS = tl.constexpr(16)
-FEW_ROWS = 16
+from . import workspace
 
-
-class Spread(NamedTuple):
-    """How programs fill a device: how many run on a multiprocessor, their warps, and the registers of a thread where
-    they must be held down for that."""
-
-    programs: int
-    warps: int
-    registers: int | None = None
-
-
-def spread(rows: int, line_bytes: int) -> Spread:
-    """For a batch of rows, whose keys are of so many bytes a head. Measured on an H100: with few rows the parts'
-    combination is what counts, and with many the pages that are in flight."""
-    if rows <= FEW_ROWS:
-        return Spread(2, 2) if line_bytes <= 128 else Spread(1, 4)
-    return Spread(3, 4, 168) if line_bytes <= 128 else Spread(2, 4)
+PLAN_WORDS = tl.constexpr(workspace.PLAN_WORDS)
 
 
 @triton.jit
@@ -120,7 +102,7 @@ class DecodePlan:
     ) -> None:
         self.window = window or 0
         self._page = page
-        self.words = torch.zeros(programs, PLAN_WORDS.value, dtype=torch.int32, device=device)
+        self.words = workspace.allocated(workspace.for_decode_plan(programs), device)["words"]
         self._num_kv_heads = num_kv_heads
 
     def fill(self, slots: Tensor, positions: Tensor, tables: Tensor, programs: int) -> None:

@@ -20,22 +20,20 @@ import triton
 from torch import Tensor
 
 from .activation import activation
-from .choice import LIBRARY, PARTS, TILES, Choice, Task, default_choice, fixed_choice
+from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
 from .weight import Weight, widen
+from .workspace import WIDENED, allocated, for_linears
 
 log = logging.getLogger(__name__)
 
 PRECISION = "interpreted" if triton.knobs.runtime.interpret else "ieee"
 """A parameter of the kernels and not a constant beside them: the keys of Triton's cache would depend on the order in
 which kernels that share such a constant are first used."""
-
-WIDENED = 16 << 20
-"""Values of an 8-bit weight that are widened at a time for the library's product."""
 
 
 class Extras(NamedTuple):
@@ -68,11 +66,13 @@ class Linears:
     ) -> None:
         self._deterministic = deterministic
         self.tuned = {} if tuned is None else dict(tuned)
-        self._normed = torch.zeros(max_tokens * normed_width, dtype=dtype, device=device)
-        self._ups = torch.zeros(max_tokens * up_width, dtype=dtype, device=device)
-        self._widened = torch.zeros(WIDENED if eight_bit else 0, dtype=dtype, device=device)
-        self._parts = torch.zeros(PARTS, dtype=torch.float32, device=device)
-        self._arrivals = torch.zeros(TILES, dtype=torch.int32, device=device)
+        buffers = for_linears(
+            str(dtype).removeprefix("torch."), max_tokens=max_tokens, normed_width=normed_width,
+            up_width=up_width, eight_bit=eight_bit,
+        )  # fmt: skip
+        self._normed, self._ups, self._widened, self._parts, self._arrivals = allocated(
+            buffers, device
+        ).values()
         self._pdl = can_depend(device)
 
     @property

@@ -22,8 +22,8 @@ from .row_words import (
     row_number,
     row_word,
 )
+from .workspace import MOST_BIASES
 
-MOST_BIASES = 1024
 COUNT = tl.constexpr(0xFFFF)
 """The low bits: times generated, up to 65,535."""
 IN_PROMPT = tl.constexpr(1 << 16)

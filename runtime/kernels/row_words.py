@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .workspace import ROW_WORDS
+
 MODE = tl.constexpr(0)
 """What the row needs, as flags; 0: an idle slot, of which nothing is read."""
 SEED_LOW = tl.constexpr(1)
@@ -35,7 +37,7 @@ NUM_NAMED = tl.constexpr(17)
 TOP_P_DECAY = tl.constexpr(18)
 """Its base-2 logarithm."""
 TOP_P_BOUND = tl.constexpr(19)
-NUM_WORDS = tl.constexpr(20)
+NUM_WORDS = tl.constexpr(ROW_WORDS)
 
 SEATED = tl.constexpr(1)
 RANDOM = tl.constexpr(2)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .workspace import allocated, for_gathered
+
 RING = 16
 """Passes whose results the host may leave unread."""
 _BLOCK = 256
@@ -48,12 +50,7 @@ class Gathered(NamedTuple):
 
 def gathered(max_tokens: int, max_rows: int, device: torch.device) -> Gathered:
     """Buffers for the largest pass."""
-
-    def ints(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=device)
-
-    by_token, by_row = [ints(max_tokens) for _ in range(3)], [ints(max_rows) for _ in range(3)]
-    return Gathered(*by_token, ints(4, max_rows), *by_row)
+    return Gathered(**allocated(for_gathered(max_tokens, max_rows), device))
 
 
 @triton.jit(do_not_specialize=["idle", "num_rows", "num_tokens", "num_chunks"])

@@ -16,13 +16,12 @@ from torch import Tensor
 from .marks import forget
 from .scan import scan_kernel
 from .scores import Scorer
-from .search import NUM_PIVOTS, NUM_STATE, search_kernel
+from .search import search_kernel
 from .sequences import ban_kernel
 from .settle import settle_kernel
-from .shortlist import COMPARED, LISTED, shortlist_kernel
+from .shortlist import COMPARED, shortlist_kernel
+from .workspace import PASSES, SCAN_BLOCK, SCAN_PART, SHORTLISTED, allocated, for_sampling
 
-BLOCK, PART = 2048, 128
-PASSES = 3
 _PROGRAMS, _SEARCH_PROGRAMS = 1024, 512
 _SCAN_WARPS, _SHORTLIST_WARPS, _SEARCH_WARPS, _SETTLE_WARPS = 4, 16, 4, 8
 
@@ -47,30 +46,20 @@ class SamplingLaunches:
 
     def __init__(
         self, state: RowState, rows: int, vocab: int, dtype: torch.dtype, device: torch.device, *,
-        block: int = BLOCK, part: int = PART, listed: int = LISTED, compared: int = COMPARED, programs: int = _PROGRAMS,
+        block: int = SCAN_BLOCK, part: int = SCAN_PART, listed: int = SHORTLISTED, compared: int = COMPARED,
+        programs: int = _PROGRAMS,
     ) -> None:  # fmt: skip
         self._state, self._vocab, self._block, self._programs = state, vocab, block, programs
         self._coarse = dtype == torch.bfloat16
         self._num_blocks: int = triton.cdiv(vocab, block)
         self._parts, self._listed, self._compared = block // part, listed, compared
-        parts = self._num_blocks * self._parts
-
-        def floats(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
-        def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self._peaks, self._sums = floats(rows, self._num_blocks), floats(rows, self._num_blocks)
-        self._part_peaks, self._part_sums, self._active = (
-            floats(rows, parts),
-            floats(rows, parts),
-            ints(rows, parts),
+        buffers = allocated(for_sampling(rows, vocab, block, part, listed), device)
+        self._peaks, self._sums, self._part_peaks, self._part_sums, self._active = (
+            buffers[name] for name in ("peaks", "sums", "part_peaks", "part_sums", "active")
         )
-        self._values, self._ids = floats(rows, listed), ints(rows, listed)
-        self._searches = ints(1 + PASSES, rows, NUM_STATE, dtype=torch.int64)
-        self._measures = floats(2, rows, self._num_blocks, 2, NUM_PIVOTS)
-        self._tokens, self._flags = ints(rows), ints(rows)
+        self._values, self._ids, self._searches, self._measures, self._tokens, self._flags = (
+            buffers[name] for name in ("values", "ids", "searches", "measures", "tokens", "flags")
+        )
         forget(state.marks, state.marks.size(0) - 1)  # compiled now, not when a row first needs it
         self.scorer = Scorer(state.words, state.named, rows, vocab, block, part, programs, device)
 

@@ -17,12 +17,11 @@ from .listing import bound_by_count, listed, lowest_peak, ranked
 from .marks import load
 from .row_words import NUM_NAMED, NUM_TOP, PROMPT_TOP, row_word
 from .search import LARGEST
+from .workspace import MOST_NAMED, MOST_TOP, SCORED, allocated, for_scores
 
-MOST_TOP = 20
-MOST_NAMED = 1024
 _MOST_TOP = tl.constexpr(MOST_TOP)
 _MOST_NAMED = tl.constexpr(MOST_NAMED)
-_LISTED = tl.constexpr(256)
+_LISTED = tl.constexpr(SCORED)
 _NAMED_AT_ONCE = tl.constexpr(128)
 
 
@@ -137,23 +136,12 @@ class Scorer:
         self._words, self._named, self._vocab = words, named, vocab
         self._block, self._parts, self._programs = block, block // part, programs
         self._num_blocks: int = triton.cdiv(vocab, block)
-        parts = self._num_blocks * self._parts
-
-        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self._scanned = buffer(rows, self._num_blocks), buffer(rows, self._num_blocks), buffer(rows, parts)
-        self._scratch = (
-            buffer(rows, parts, dtype=torch.int32),
-            buffer(rows, _LISTED.value),
-            buffer(rows, _LISTED.value, dtype=torch.int32),
-        )
-        self.scores = Scores(
-            buffer(rows),
-            buffer(rows, MOST_TOP, dtype=torch.int32),
-            buffer(rows, MOST_TOP),
-            buffer(rows, MOST_NAMED),
-        )
+        peaks, sums, part_peaks, active, values, listed, *scores = allocated(
+            for_scores(rows, vocab, block, part), device
+        ).values()
+        self._scanned = peaks, sums, part_peaks
+        self._scratch = active, values, listed
+        self.scores = Scores(*scores)
 
     def score(self, logits: Tensor, slots: Tensor, tokens: Tensor, *, prompt: bool = False) -> Scores:
         """Of each row's token [R] int32 and of what its slot asks for by `logprobs`, or, of a `prompt`, by

@@ -32,10 +32,8 @@ from .row_words import (
     row_number,
     row_word,
 )
+from .workspace import NUM_PIVOTS, NUM_STATE
 
-NUM_PIVOTS = 16
-NUM_STATE = 16
-"""int64 words of a row's search."""
 PIVOTS = tl.constexpr(NUM_PIVOTS)
 _STATE = tl.constexpr(NUM_STATE)
 BY_COUNT = tl.constexpr(0)

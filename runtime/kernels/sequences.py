@@ -7,10 +7,8 @@ import triton.language as tl
 
 from .marks import BANNED_NOW
 from .row_words import MODE, NUM_SEQUENCES, SEQUENCES, row_word
+from .workspace import HISTORY, MOST_IDS, MOST_SEQUENCES
 
-HISTORY = 1024
-"""Last tokens that a slot remembers, by position modulo this."""
-MOST_SEQUENCES, MOST_IDS = 4096, 16384
 _HISTORY = tl.constexpr(HISTORY)
 _MOST_SEQUENCES = tl.constexpr(MOST_SEQUENCES)
 _MOST_IDS = tl.constexpr(MOST_IDS)

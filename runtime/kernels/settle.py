@@ -16,7 +16,6 @@ from .row_words import COUNTED, CUT, MODE, RANDOM, SCALE, SEQUENCES, row_number,
 from .search import (
     CHOSEN,
     DONE,
-    NUM_STATE,
     PIVOTS,
     advance,
     grain_of,
@@ -27,7 +26,7 @@ from .search import (
     value_of,
     weight,
 )
-from .sequences import HISTORY
+from .workspace import HISTORY, NUM_STATE
 
 _STATE = tl.constexpr(NUM_STATE)
 _HISTORY = tl.constexpr(HISTORY)

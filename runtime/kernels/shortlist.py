@@ -21,7 +21,6 @@ from .search import (
     DONE,
     LARGEST,
     NO_LIMIT,
-    NUM_STATE,
     advance,
     aligned,
     grain_of,
@@ -33,8 +32,9 @@ from .search import (
     value_of,
     weight,
 )
+from .workspace import NUM_STATE, SHORTLISTED
 
-LISTED, COMPARED = 2048, 256
+LISTED, COMPARED = SHORTLISTED, 256
 """Tokens of a list, and of one that is short enough to compare all pairs."""
 _STATE = tl.constexpr(NUM_STATE)
 

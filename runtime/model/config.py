@@ -64,3 +64,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.sliding_window is None:
             return False
         return self.sliding_layers is None or self.sliding_layers[layer]
+
+    @property
+    def windows(self) -> frozenset[int | None]:
+        """Those of the layers; None: a layer that sees everything."""
+        return frozenset(
+            self.sliding_window if self.slides(layer) else None for layer in range(self.num_layers)
+        )

@@ -12,8 +12,9 @@ from sampling_rig import Rig
 from torch import Tensor
 
 from jitney.runtime.batch import RowSampling
-from jitney.runtime.kernels.sampling import BLOCK, PART
 from jitney.runtime.kernels.shortlist import COMPARED, LISTED
+from jitney.runtime.kernels.workspace import SCAN_BLOCK as BLOCK
+from jitney.runtime.kernels.workspace import SCAN_PART as PART
 from jitney.runtime.steps.sampler import Row, sample
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
