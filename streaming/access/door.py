@@ -88,6 +88,8 @@ class Door:
             self._check_metrics_reader(headers)
             return Visit(origin=origin)
         secret = _secret(scope, headers) or ticket
+        if secret.startswith(PREFIX) and scope["type"] != "websocket":
+            raise _unauthorized("a ticket opens one socket and nothing else")
         return Visit(self._principal(secret, origin, headers.get(USER_HEADER)), origin, subprotocol)
 
     def _principal(self, secret: str, origin: str | None, user: str | None) -> Principal:

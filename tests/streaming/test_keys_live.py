@@ -156,6 +156,19 @@ async def test_a_ticket_opens_a_socket_for_a_user_of_a_page(
         assert sold["ticket"] not in told and "pirate" not in told
 
 
+@pytest.mark.parametrize("route", ["/v1/ws-tickets", "/v1/chat/completions", "/v1/responses"])
+async def test_a_ticket_is_no_key(route: str, serving: Any, tmp_path: Path) -> None:
+    """Else a page would buy itself a ticket without the instructions that its own came with, and so on for ever."""
+    path = write(tmp_path / "keys.toml", a={})
+    async with serving(keys_file=path) as served, http(served, "a") as client:
+        sold = (await client.post("/v1/ws-tickets", json={"instructions": "Speak like a pirate."})).json()
+        bearer = {"authorization": f"Bearer {sold['ticket']}"}
+        refused = await client.post(route, json={}, headers=bearer)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        async with socket(served, query=f"?ticket={sold['ticket']}"):
+            pass  # it is still good for what it was bought for
+
+
 @pytest.mark.parametrize(
     ("order", "status"),
     [
