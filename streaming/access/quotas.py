@@ -54,7 +54,9 @@ class Quotas:
         self._used[name].answers -= 1
 
     def charge(self, name: str, tokens: int) -> None:
-        if name in self._used:
+        """Only what has a limit runs up a debt: a limit that is set later begins with a clean slate."""
+        key = self._ring.named(name)
+        if name in self._used and key is not None and key.tokens_per_minute is not None:
             self._used[name].tokens_left -= tokens
 
     def connected(self, name: str) -> AbstractContextManager[None]:

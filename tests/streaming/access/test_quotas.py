@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,18 @@ def test_what_a_key_does_not_grant_is_refused_by_name(wishes: Wishes, fields: An
     with pytest.raises(InvalidField) as refused:
         granted(wishes, key(**fields))
     assert refused.value.field == named
+
+
+def test_a_limit_that_is_set_later_starts_without_debt(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys.toml", Clock()
+    table = f'[[key]]\nname = "a"\nsha256 = "{digest_of("x")}"\n'
+    path.write_text(table)
+    ring = KeyRing([], path, clock)
+    desk = Quotas(ring, max_sockets=1, clock=clock)
+    desk.enter("a")
+    desk.charge("a", 1_000_000)
+    desk.leave("a")
+    path.write_text(f"{table}tokens_per_minute = 60\n")
+    clock.now = 10.0
+    assert ring.refresh() == set()
+    desk.enter("a")
