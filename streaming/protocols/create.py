@@ -83,6 +83,9 @@ REASONING: Table = {
 
 _NAMES = {"max_output_tokens": "max_tokens", "top_logprobs": "logprobs"}
 
+MAX_METADATA = (16, 64, 512)
+"""Pairs, and characters of a key and of a value: OpenAI's. They are kept with the answer, and told in most events."""
+
 
 class ResponseRequest(Envelope, kw_only=True):
     """The honoured fields of a `response.create`, beside its sampling."""
@@ -111,6 +114,7 @@ class Create:
         honoured(request.stream_options or {}, STREAM_OPTIONS, at="stream_options.")
         honoured(request.reasoning or {}, REASONING, at="reasoning.")
         check_model(request.model, served_model)
+        _check_metadata(request.metadata or {})
         self.model = served_model
         self.messages = input_messages(request.input)
         if not self.messages and request.previous_response_id is None:
@@ -154,3 +158,11 @@ class Create:
             if value not in (LOGPROBS, ENCRYPTED_REASONING):
                 raise InvalidField("include", f"{LOGPROBS!r} or {ENCRYPTED_REASONING!r}", value)
         return {"logprobs": 0} if LOGPROBS in include and self.request.top_logprobs is None else {}
+
+
+def _check_metadata(given: dict[str, str]) -> None:
+    most, key_chars, value_chars = MAX_METADATA
+    longest = (max(map(len, given), default=0), max(map(len, given.values()), default=0))
+    if len(given) > most or longest[0] > key_chars or longest[1] > value_chars:
+        expected = f"up to {most} pairs, keys of up to {key_chars} and values of up to {value_chars} characters"
+        raise InvalidField("metadata", expected, f"{len(given)} pairs, {longest[0]} and {longest[1]}")

@@ -39,11 +39,16 @@ def completion(**fields: Any) -> dict[str, Any]:
     return {"prompt": "hi", "max_tokens": 1, **fields}
 
 
+def response(**fields: Any) -> dict[str, Any]:
+    return {"input": "x", "max_output_tokens": 1, **fields}
+
+
 def megatron(**fields: Any) -> dict[str, Any]:
     return {"prompts": ["hi"], "tokens_to_generate": 1, **fields}
 
 
 CHAT, COMPLETION, MEGATRON = "POST /v1/chat/completions", "POST /v1/completions", "PUT /api"
+RESPONSES = "POST /v1/responses"
 TOKENIZE, DETOKENIZE, TICKETS = "POST /v1/tokenize", "POST /v1/detokenize", "POST /v1/ws-tickets"
 
 COUNTS: dict[str, tuple[str, int, Build]] = {
@@ -61,6 +66,9 @@ COUNTS: dict[str, tuple[str, int, Build]] = {
     "prompt tokens": (COMPLETION, CONTEXT - 1, lambda n: completion(prompt=[65] * n)),
     "prompts": (COMPLETION, 64, lambda n: completion(prompt=["x"] * n)),
     "logprobs": (COMPLETION, 20, lambda n: completion(logprobs=n)),
+    "metadata": (RESPONSES, 16, lambda n: response(metadata={str(i): "" for i in range(n)})),
+    "a key of metadata": (RESPONSES, 64, lambda n: response(metadata={"k" * n: "v"})),
+    "a value of metadata": (RESPONSES, 512, lambda n: response(metadata={"k": "v" * n})),
     "megatron's prompts": (MEGATRON, 128, lambda n: megatron(prompts=["x"] * n)),
     "megatron's top_k": (MEGATRON, 1000, lambda n: megatron(top_k=n)),
     "detokenized": (DETOKENIZE, CONTEXT, lambda n: {"tokens": [65] * n}),
