@@ -164,5 +164,7 @@ def _check_metadata(given: dict[str, str]) -> None:
     most, key_chars, value_chars = MAX_METADATA
     longest = (max(map(len, given), default=0), max(map(len, given.values()), default=0))
     if len(given) > most or longest[0] > key_chars or longest[1] > value_chars:
-        expected = f"up to {most} pairs, keys of up to {key_chars} and values of up to {value_chars} characters"
+        expected = (
+            f"up to {most} pairs, keys of up to {key_chars} and values of up to {value_chars} characters"
+        )
         raise InvalidField("metadata", expected, f"{len(given)} pairs, {longest[0]} and {longest[1]}")
