@@ -96,8 +96,8 @@ class ChatSocket:
 
     def _abort(self, request: Request) -> None:
         reader, scope = self._readers[request.id]
+        scope.cancel()  # first: a reader that has news is not cancelled before it has told them
         reader.entry.cancel()
-        scope.cancel()
 
     def _reply(self, frame: bytes) -> None:
         self._num_unread += 1

@@ -128,6 +128,17 @@ async def test_an_abort_frees_the_seat_and_the_chat(serving: Any) -> None:
         assert (await whole_after_others(socket, "r2")).text == "Rayleigh scattering."
 
 
+async def test_an_aborted_request_hears_no_more(serving: Any) -> None:
+    async with serving() as served, dial(served) as socket:
+        await send(socket, "slow")
+        await listen(socket, spoke("r"))
+        await abort(socket, "r")
+        await send(socket, "sky", "r2")
+        async with asyncio.timeout(10):
+            while (frame := json.loads(await socket.recv()))["requestId"] == "r":
+                assert frame["type"] == "chunk" and frame["chunk"]["type"] == "text-delta"
+
+
 async def whole_after_others(socket: ClientConnection, name: str) -> Heard:
     """Of a request beside one that was aborted: what was on its way when the abort came is let pass."""
     heard = Heard()
