@@ -108,6 +108,17 @@ class RowOutcome(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class Decoded(msgspec.Struct, frozen=True):
+    """Many rows of a batch at once: each gave one token, of which nothing else is to be told. A `RowOutcome` of the
+    same launch counts alone for its slot. Cheapest where `slots` is the batch's own `decodes`."""
+
+    slots: tuple[int, ...]
+    tokens: Sequence[int]
+
+
+Outcomes = Sequence[RowOutcome | Decoded]
+
+
 class Capacity(msgspec.Struct, frozen=True):
     """What a step can hold: fixed when it opens. Page 0 is the step's own (padding writes there); the scheduler hands
     out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
@@ -140,7 +151,7 @@ class Step(Protocol):
 
     def launch(self, batch: Batch) -> Ticket: ...
 
-    def collect(self, ticket: Ticket) -> list[RowOutcome]: ...
+    def collect(self, ticket: Ticket) -> Outcomes: ...
 
     def prepare(self) -> bool:
         """Called while nothing is in flight and nobody waits: do a little of what makes later launches faster. False

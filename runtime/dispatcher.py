@@ -21,7 +21,7 @@ from .errors import InvalidField
 from .events import FinishReason
 from .inbox import Inbox
 from .layout import Layout
-from .messages import Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
+from .messages import Advance, Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
 from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
@@ -125,7 +125,11 @@ class Dispatcher:
             return
         self.stats = report.stats
         for output in report.outputs:
-            self._take(output)
+            if isinstance(output, Advance):
+                for (id, choice), token in zip(output.names, output.tokens, strict=True):
+                    self._take(Output(id, choice, (token,)))
+            else:
+                self._take(output)
         self._feed()
 
     def find(self, response_id: str) -> Response | None:

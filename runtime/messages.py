@@ -6,6 +6,8 @@ step: `Report`; and `Opened` once before the first, `Stopped` once after the las
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from .batch import Capacity, RowSampling, TokenLogprobs
@@ -76,6 +78,14 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     """Set where a chunk was computed that does not end the prompt: how much of it is done."""
 
 
+class Advance(msgspec.Struct, frozen=True):
+    """News of many choices at once: (id, choice) of each, and its one new token, of which nothing else is to be told.
+    At most one a report, and no choice stands in it and in an `Output`."""
+
+    names: Sequence[tuple[str, int]]
+    tokens: Sequence[int]
+
+
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since the engine opened, and how full it is now."""
 
@@ -105,7 +115,7 @@ class Opened(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """One step's news."""
 
-    outputs: list[Output]
+    outputs: list[Output | Advance]
     stats: SchedulerStats
 
 

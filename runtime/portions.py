@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import msgspec
+from .messages import Advance, News, Output, Report
 
-from .messages import News, Report
+T = TypeVar("T")
 
 MAX_OUTPUTS = 32
 """Of a portion: about a millisecond with all that they set in motion."""
@@ -52,9 +53,17 @@ class Portions:
 
 
 def _portions(news: News) -> list[News]:
-    if not isinstance(news, Report) or len(news.outputs) <= MAX_OUTPUTS:
+    """A report in parts that hold the news of a few choices each."""
+    if not isinstance(news, Report):
         return [news]
-    return [
-        msgspec.structs.replace(news, outputs=news.outputs[start : start + MAX_OUTPUTS])
-        for start in range(0, len(news.outputs), MAX_OUTPUTS)
-    ]
+    singles = [output for output in news.outputs if isinstance(output, Output)]
+    parts: list[list[Output | Advance]] = [[*part] for part in _cut(singles)]
+    for advance in news.outputs:
+        if isinstance(advance, Advance):
+            columns = zip(_cut(advance.names), _cut(advance.tokens), strict=True)
+            parts += [[Advance(names, tokens)] for names, tokens in columns]
+    return [Report(part, news.stats) for part in parts] or [news]
+
+
+def _cut(column: Sequence[T]) -> list[Sequence[T]]:
+    return [column[start : start + MAX_OUTPUTS] for start in range(0, len(column), MAX_OUTPUTS)]

@@ -3,21 +3,25 @@
 `plan` and `commit` alternate freely: up to `depth` launches may be planned before the oldest is committed, because a
 plan looks only at committed lengths and at the upper bound of what is in flight, never at a token's value. A row that
 ends while launches still name it rides on as a ghost: its slot and pages return when the last of them is committed.
+
+Most rows that decode are steady (see `Flight`): a plan looks at one only when its pages are used up or its end is near,
+and a commit only where a token is one of those that end rows.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
-from collections.abc import Iterable
-from operator import attrgetter
-from typing import NamedTuple
+from collections import abc
+from collections.abc import Callable
+from itertools import compress
+from operator import not_
 
 import msgspec
 
-from .batch import Batch, Capacity, Chunk, RowOutcome, Seat
+from .batch import Batch, Capacity, Chunk, Outcomes, RowOutcome, Seat
 from .events import FinishReason
-from .messages import Generate, Output, SchedulerStats
+from .flight import Cohort, Flight, Single
+from .messages import Advance, Generate, Output, SchedulerStats
+from .roster import BY_ORDER, Roster
 from .seating import Seating
 from .sequence import Sequence
 
@@ -25,15 +29,8 @@ EAGERNESS, CROWD = 16, 64
 """A launch takes twice as many prompt tokens beside decoding rows when a 16th as many rows as decode (or as a crowd of
 64) are held up: one long prompt hardly slows the others, a full waiting room is emptied soon."""
 
-_BY_ORDER = attrgetter("order")
-
-
-class _Launched(NamedTuple):
-    """A row in a launch: a chunk of `length` positions, or a decode where that is 0; at most `bound` tokens."""
-
-    row: Sequence
-    length: int
-    bound: int
+Grown = list[tuple[int, tuple[int, ...]]]
+Tokens = abc.Sequence[int]
 
 
 class Scheduler:
@@ -54,19 +51,14 @@ class Scheduler:
         self._max_tokens = max_batch_tokens or capacity.max_batch_tokens
         self._mixed_tokens = max_batch_tokens or capacity.mixed_tokens
         self.seating = Seating(capacity, prefix_cache=prefix_cache, secret=secret)
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
-        self._ghosts: list[Sequence] = []
-        self._by_id: dict[str, list[Sequence]] = {}
-        self._launches: deque[list[_Launched]] = deque()
-        self._serial = 0
+        self._flight = Flight(capacity.tokens_per_launch)
+        self._roster = Roster(capacity, self.seating, self._flight)
         self._received_rows = 0
-        self._preemptions = 0
 
     @property
     def is_idle(self) -> bool:
         """Nothing seated, waiting or in flight."""
-        return not (self._running or self._waiting or self._launches)
+        return not (self._roster.running or self._roster.waiting or self._flight.num_launches)
 
     def add(self, request: Generate) -> None:
         """Take in a request: one row per choice, seated by a later `plan`."""
@@ -77,222 +69,228 @@ class Scheduler:
             if choice:
                 sampling = msgspec.structs.replace(sampling, choice=choice, prompt_logprobs=None)
             rows.append(Sequence(request, sampling, root, leader=rows[0] if rows else None))
-            insort(self._waiting, rows[-1], key=_BY_ORDER)
-        self._by_id[request.id] = rows
+        self._roster.add(rows)
         self._received_rows += request.n
 
     def cancel(self, request_id: str, choice: int | None = None) -> None:
         """End a request, or one choice, without an output. Unknown and ended ones are left alone."""
-        for row in list(self._by_id.get(request_id, ())):
+        for row in self._roster.find(request_id):
             if choice is None or row.choice == choice:
-                self._end(row)
+                self._roster.end(row, keep=True)
 
-    def expire(self, now: float) -> list[Output]:
+    def expire(self, now: float) -> list[Output | Advance]:
         """End the rows whose deadline has passed."""
-        late = [row for row in self._running + self._waiting if row.is_late(now)]
-        return [self._finish(row, "deadline") for row in late]
+        return [self._finish(row, "deadline") for row in self._roster.late(now)]
 
-    def fail_all(self, error: str) -> list[Output]:
+    def fail_all(self, error: str) -> list[Output | Advance]:
         """End every seated row, after a step that raised: their KV is not to be trusted. Launches are forgotten."""
-        outputs = [self._finish(row, "error", error=error) for row in list(self._running)]
-        self._launches.clear()
-        for ghost in self._ghosts:
-            ghost.in_flight = 0
-        self._release_ghosts()
+        self._flight.forget()
+        outputs: list[Output | Advance] = [
+            self._finish(row, "error", error) for row in list(self._roster.running)
+        ]
+        self._roster.release()
         return outputs
 
     def plan(self) -> Batch | None:
         """The next launch, or None if no row can advance before something is committed."""
-        seats = self._seat_waiting()
-        grown: list[tuple[int, tuple[int, ...]]] = []
-        launch: list[_Launched] = []
-        decoding = sum(row.decoding for row in self._running)
-        budget = self._chunk_budget(decoding)
-        for row in list(self._running):
-            if row.slot < 0 or row.preempting or row.exhausted:
+        seats = self._roster.seat()
+        woken = self._woken()
+        budget = self._chunk_budget(sum(not row.decoding for row in woken))
+        grown: Grown = []
+        singles: list[Single] = []
+        for row in woken:
+            if row.slot < 0 or row.preempting:
                 continue
-            if not row.decoding:
-                length = min(len(row.tokens) - row.planned, budget)
-                budget -= length
-                if length:
-                    launch.append(_Launched(row, length, row.chunk_bound(length)))
-            elif self._grow(row, grown):
-                launch.append(_Launched(row, 0, row.bound(self.capacity.tokens_per_launch)))
-        seated = {row.slot for row in self._running}
-        seats = [seat for seat in seats if seat.slot in seated]
-        if not launch and not seats:
+            if row.decoding:
+                if self._decodes_alone(row, grown):
+                    singles.append(Single(row, 0, True))
+                continue
+            length = min(len(row.tokens) - row.planned, budget)
+            budget -= length
+            if length:
+                singles.append(Single(row, length, row.samples_after(length)))
+        if seats:
+            seated = {row.slot for row in self._roster.running}
+            seats = [seat for seat in seats if seat.slot in seated]
+        if not (singles or seats or self._flight.num_steady):
             return None
-        return self._launch(launch, seats, grown)
+        return self._launch(singles, seats, grown)
 
-    def _chunk_budget(self, decoding: int) -> int:
-        """Prompt tokens of a launch. Beside `decoding` rows they are few, so that those keep their pace, but the more
-        rows wait for each that decodes, the more; at least a page, so that prompts always advance."""
+    def _woken(self) -> list[Sequence]:
+        """The rows to look at, in order: those that asked for it, and those that are not steady."""
+        woken = list(self._flight.woken())
+        if self._flight.num_steady < len(self._roster.running):
+            woken += [row for row in self._roster.running if not row.wake]
+        woken.sort(key=BY_ORDER)
+        return woken
+
+    def _chunk_budget(self, filling: int) -> int:
+        """Prompt tokens of a launch with `filling` rows that do not decode yet. Beside decoding rows they are few, so
+        that those keep their pace, but the more rows wait for each that decodes, the more; at least a page, so that
+        prompts always advance."""
+        decoding = len(self._roster.running) - filling
         budget = self._max_tokens - decoding
         if decoding:
-            held_up = len(self._running) + len(self._waiting) - decoding
+            held_up = filling + len(self._roster.waiting)
             eagerness = 1 + held_up / (max(decoding, CROWD) / EAGERNESS)
             budget = min(budget, int(self._mixed_tokens * eagerness))
         return max(budget, self.capacity.page_size)
 
-    def _launch(
-        self, launch: list[_Launched], seats: list[Seat], grown: list[tuple[int, tuple[int, ...]]]
-    ) -> Batch:
-        chunks = [
-            Chunk(row.slot, row.planned, length, bool(bound)) for row, length, bound in launch if length
-        ]
-        decodes = [row.slot for row, length, _ in launch if not length]
-        for row, length, bound in launch:
-            row.launched(length, bound)
-        self._launches.append(launch)
-        self._serial += 1
-        return Batch(self._serial, tuple(seats), tuple(grown), tuple(chunks), tuple(decodes))
+    def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:
+        chunks = [Chunk(row.slot, row.planned, length, samples) for row, length, samples in singles if length]
+        decodes = [row.slot for row, length, _ in singles if not length]
+        for row, length, _ in singles:
+            row.planned += length
+        slots = self._flight.launch(singles).slots + tuple(decodes)
+        return Batch(self._flight.latest, tuple(seats), tuple(grown), tuple(chunks), slots)
 
-    def commit(self, outcomes: Iterable[RowOutcome]) -> list[Output]:
+    def commit(self, outcomes: Outcomes) -> list[Output | Advance]:
         """Take in what the oldest launch gave; returns what the loop should know."""
-        by_slot = {outcome.slot: outcome for outcome in outcomes}
-        outputs: list[Output] = []
-        for launched in self._launches.popleft():
-            row = launched.row
-            row.in_flight -= 1
-            if row.ended:
-                continue
-            outcome = by_slot.get(row.slot, RowOutcome(row.slot))
-            if outcome.error is not None:
-                outputs.append(self._finish(row, "error", error=outcome.error))
-                continue
-            output = self._advance(row, launched, outcome)
-            if output is not None:
-                outputs.append(output)
-            if row.preempting and not row.in_flight and not row.ended:
-                self._unseat(row)
-        self._release_ghosts()
+        cohort, singles = self._flight.commit()
+        tokens, told = _by_row(cohort.slots, outcomes)
+        outputs: list[Output | Advance] = []
+        for single in singles:
+            self._settle(single, told.pop(single.row.slot, None), outputs)
+        self._advance(cohort, tokens, told, outputs)
+        self._roster.release()
         return outputs
 
     def stats(self) -> SchedulerStats:
-        running, waiting = len(self._running), len(self._waiting)
+        waiting = len(self._roster.waiting)
         return SchedulerStats(
-            running=running,
+            running=len(self._roster.running),
             waiting=waiting,
-            free_rows=self.capacity.max_rows - running - waiting - len(self._ghosts),
+            free_rows=len(self.seating.free_slots) - waiting,
             received_rows=self._received_rows,
             pages_total=self.seating.pages.num_pages - 1,
             pages_used=self.seating.pages.num_used,
             pages_pinned=self.seating.pins.num_pages,
             prefix_queries=self.seating.num_queried,
             prefix_hits=self.seating.num_hit,
-            preemptions=self._preemptions,
-            steps=self._serial,
+            preemptions=self._roster.num_preempted,
+            steps=self._flight.latest,
         )
 
     def check(self) -> None:
         """Raise AssertionError unless the books balance. For tests and idle time."""
-        self.seating.pages.check()
-        seated = self._running + self._ghosts
-        slots = sorted([row.slot for row in seated] + self.seating.free_slots)
-        assert slots == list(range(self.capacity.max_rows)), "a slot is lost or doubled"
-        held = [page for row in seated for page in row.pages] + self.seating.pins.pages
-        assert len(set(held)) == self.seating.pages.num_used, "a page is used by no row"
-        assert all(not row.pages for row in self._waiting), "a waiting row holds pages"
-        assert all(row.in_flight for row in self._ghosts), "a ghost nobody waits for"
-        for row in self._running:
-            room = len(row.pages) * self.capacity.page_size
-            assert row.computed <= row.planned <= room, "positions out of order"
-            assert row.planned <= len(row.tokens) + row.pending <= row.limit, "a row past its limit"
-        open_rows = [row for rows in self._by_id.values() for row in rows]
-        assert sorted(map(id, open_rows)) == sorted(map(id, self._running + self._waiting)), "a row is lost"
+        self._roster.check()
 
-    def _seat_waiting(self) -> list[Seat]:
-        """Seat rows in order while slots and pages last, with a page to spare for each row that already runs."""
-        seats: list[Seat] = []
-        for row in list(self._waiting):
-            if not self.seating.free_slots:
-                break
-            if self.seating.follows(row):
-                continue
-            alone = not (self._running or self._ghosts)
-            seat = self.seating.seat(row, None if alone else len(self._running))
-            if seat is None:
-                break
-            self._waiting.remove(row)
-            insort(self._running, row, key=_BY_ORDER)
-            seats.append(seat)
-        return seats
+    # Decoding
 
-    def _grow(self, row: Sequence, grown: list[tuple[int, tuple[int, ...]]]) -> bool:
-        """Reserve pages to the bound of the next launch, preempting the last rows in order. False: not now."""
-        missing = self.seating.num_pages(row.planned + row.bound(self.capacity.tokens_per_launch)) - len(
-            row.pages
-        )
-        while not self.seating.has_room(missing):
-            if self._ghosts or any(other.preempting for other in self._running):
+    def _decodes_alone(self, row: Sequence, grown: Grown) -> bool:
+        """Decide on a decoding row: it is steady, or in the next launch by itself, or not in it at all. Once it has
+        missed a launch, it waits until what the others gave is known."""
+        flight = self._flight
+        if not row.wake and row.last < flight.latest:
+            if flight.names(row):
                 return False
-            victim = self._running[-1]
-            self._preempt(victim)
+            row.since = flight.latest
+        reach, most = flight.reach(row), self.capacity.tokens_per_launch
+        if reach >= row.limit or not self._grow(row, min(reach + most, row.limit) - 1, grown):
+            flight.unsettle(row)
+            return False
+        room = len(row.pages) * self.capacity.page_size
+        if flight.settle(row, min(room + 1, row.limit - 1)):
+            return False
+        flight.unsettle(row)
+        return True
+
+    def _grow(self, row: Sequence, length: int, grown: Grown) -> bool:
+        """See to it that pages hold `length` positions, preempting the last rows in order. False: not now."""
+        missing = self.seating.num_pages(length) - len(row.pages)
+        while not self.seating.has_room(missing):
+            if self._roster.leaving:
+                return False
+            victim = self._roster.running[-1]
+            self._roster.preempt(victim)
             if victim is row or victim.preempting:
                 return False
         if missing > 0:
+            self.seating.publish(row)
             pages = self.seating.pages.take(missing)
             row.pages += pages
             grown.append((row.slot, tuple(pages)))
         return True
 
-    def _preempt(self, row: Sequence) -> None:
-        """Give the row's pages back and compute it again later. One in flight collects that first."""
-        self._preemptions += 1
-        if row.in_flight:
-            row.preempting = True
-        else:
-            self._unseat(row)
+    # Committing
 
-    def _unseat(self, row: Sequence) -> None:
-        self._running.remove(row)
-        self.seating.leave(row)
-        row.unseat()
-        insort(self._waiting, row, key=_BY_ORDER)
+    def _advance(
+        self, cohort: Cohort, tokens: Tokens, told: dict[int, RowOutcome], outputs: list[Output | Advance]
+    ) -> None:
+        """Give each row of the cohort its token. Those of which more is to be said are settled by themselves."""
+        names: abc.Sequence[tuple[str, int]] = cohort.names
+        pushes: abc.Sequence[Callable[[int], None]] = cohort.pushes
+        if told or self._roster.leaving or not cohort.ends.isdisjoint(tokens):
+            plain = [
+                not (row.ended or row.slot in told or token in row.sampling.end_token_ids)
+                for row, token in zip(cohort.rows, tokens, strict=True)
+            ]
+            for row, token in compress(zip(cohort.rows, tokens, strict=True), map(not_, plain)):
+                outcome = told.get(row.slot) or RowOutcome(row.slot, (token,))
+                self._settle(Single(row, 0, True), outcome, outputs)
+            names, pushes = list(compress(names, plain)), list(compress(pushes, plain))
+            tokens = list(compress(tokens, plain))
+        for push, token in zip(pushes, tokens, strict=True):
+            push(token)
+        if tokens:
+            outputs.append(Advance(names, tokens))
 
-    def _advance(self, row: Sequence, launched: _Launched, outcome: RowOutcome) -> Output | None:
+    def _settle(self, single: Single, outcome: RowOutcome | None, outputs: list[Output | Advance]) -> None:
+        """What a launch gave one row."""
+        row, length, samples = single
+        outcome = outcome or RowOutcome(row.slot)
+        if row.ended:
+            return
+        if outcome.error is not None:
+            outputs.append(self._finish(row, "error", error=outcome.error))
+            return
         start = row.computed
-        tokens, reason = row.advance(launched.length, launched.bound, outcome.tokens)
-        self.seating.publish(row)
+        tokens, reason = row.advance(length, samples, outcome.tokens)
+        assert tokens or not length or not samples or not self._flight.names(row), (
+            "no token from a prompt's end"
+        )
+        if length:
+            self.seating.publish(row)
         output = Output(
             row.request.id,
             row.choice,
-            tuple(tokens),
+            tokens,
             outcome.logprobs[: len(tokens)],
             row.take_prompt_scores(start, outcome.prompt_logprobs),
             row.unreported_cached,
             reason,
             tokens[-1] if reason == "stop_token" else None,
-            prefilled=row.computed if launched.length and not launched.bound else None,
+            prefilled=row.computed if length and not samples else None,
         )
         row.unreported_cached = None
         if reason is not None:
             self.seating.pin(row)
-            self._end(row)
-        is_news = tokens or output.prompt_logprobs or output.cached_tokens is not None
-        return output if is_news or output.prefilled is not None else None
+            self._roster.end(row, keep=True)
+        if (
+            tokens
+            or output.prompt_logprobs
+            or output.cached_tokens is not None
+            or output.prefilled is not None
+        ):
+            outputs.append(output)
 
     def _finish(self, row: Sequence, reason: FinishReason, error: str | None = None) -> Output:
-        self._end(row)
+        self._roster.end(row, keep=error is None)
         return Output(row.request.id, row.choice, finish_reason=reason, error=error)
 
-    def _end(self, row: Sequence) -> None:
-        """Take a row out of every list. Its slot and pages wait for the launches in flight."""
-        row.ended = True
-        rows = self._by_id[row.request.id]
-        rows.remove(row)
-        if not rows:
-            del self._by_id[row.request.id]
-        if row.slot < 0:
-            self._waiting.remove(row)
-            return
-        self._running.remove(row)
-        if row.in_flight:
-            self._ghosts.append(row)
-        else:
-            self.seating.leave(row)
 
-    def _release_ghosts(self) -> None:
-        for ghost in [g for g in self._ghosts if not g.in_flight]:
-            self._ghosts.remove(ghost)
-            self.seating.leave(ghost)
+def _by_row(slots: tuple[int, ...], outcomes: Outcomes) -> tuple[Tokens, dict[int, RowOutcome]]:
+    """A token for each of `slots`, and what else is told of any row: that counts where both are there."""
+    tokens: Tokens = ()
+    told: dict[int, RowOutcome] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, RowOutcome):
+            told[outcome.slot] = outcome
+            continue
+        count = len(slots) if outcome.slots[: len(slots)] == slots else 0
+        tokens = outcome.tokens[:count]
+        for slot, token in zip(outcome.slots[count:], outcome.tokens[count:], strict=True):
+            told.setdefault(slot, RowOutcome(slot, (token,)))
+    if len(tokens) < len(slots):
+        return [-1] * len(slots), {slot: RowOutcome(slot) for slot in slots} | told
+    return tokens, told

@@ -54,13 +54,13 @@ class Seating:
         row.pages = shared + self.pages.take(fresh)
         row.slot = self.free_slots.pop()
         self._rows[row.slot] = row
-        row.planned = row.computed = len(shared) * self.capacity.page_size
+        row.planned = row.filled = len(shared) * self.capacity.page_size
         self.num_queried += len(row.tokens)
-        self.num_hit += row.computed
+        self.num_hit += row.filled
         if row.cached_tokens is None:
-            row.cached_tokens = row.unreported_cached = row.computed
+            row.cached_tokens = row.unreported_cached = row.filled
         pages, tokens = tuple(row.pages), tuple(row.tokens)
-        return Seat(row.slot, tokens, row.prompt_len, row.limit, row.computed, pages, row.sampling)
+        return Seat(row.slot, tokens, row.prompt_len, row.limit, row.filled, pages, row.sampling)
 
     def publish(self, row: Sequence) -> None:
         """Make a row's full pages findable: every position written, every token committed."""

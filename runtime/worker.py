@@ -22,7 +22,7 @@ from collections.abc import Callable
 from .batch import Capacity, Step, Ticket
 from .errors import DeviceLost, JitneyError
 from .inbox import Inbox
-from .messages import Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
+from .messages import Advance, Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
 from .scheduler import Scheduler
 
 MAX_FAILURES = 3
@@ -128,7 +128,7 @@ class StepLoop:
         else:
             self.scheduler.seating.pins.release(command.id)
 
-    def turn(self, now: float) -> list[Output] | None:
+    def turn(self, now: float) -> list[Output | Advance] | None:
         """Plan and launch once if possible; collect the oldest launch if the run-ahead is used up or nothing was
         launched. Returns None if there was nothing to do at all."""
         outputs = self.scheduler.expire(now)
@@ -146,7 +146,7 @@ class StepLoop:
         self._failures = 0
         return outputs + self.scheduler.commit(outcomes)
 
-    def _failed(self, error: Exception) -> list[Output]:
+    def _failed(self, error: Exception) -> list[Output | Advance]:
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise error

@@ -15,7 +15,18 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Capacity, Chunk, RowOutcome, RowSampling, Seat, Ticket, TokenLogprobs
+from ..batch import (
+    Batch,
+    Capacity,
+    Chunk,
+    Decoded,
+    Outcomes,
+    RowOutcome,
+    RowSampling,
+    Seat,
+    Ticket,
+    TokenLogprobs,
+)
 from ..errors import DeviceLost
 from ..kernels import row_words
 from .arena import Arena, Patch
@@ -44,9 +55,11 @@ NOTHING: tuple[tuple[int, ...], Pass, Rows] = ((), Pass(0, 0, 0, False, False), 
 
 
 class _Pass(msgspec.Struct, frozen=True):
-    """One pass in flight: the rows of its results with their slots, and what is scored beside them."""
+    """One pass in flight: the rows of its results with their slots, first those of `decodes`, and what is scored
+    beside them."""
 
     posting: Posting
+    decodes: tuple[int, ...]
     rows: Rows
     scores: ScoreCopy | None = None
     prompts: tuple[tuple[int, ChunkScores], ...] = ()
@@ -127,11 +140,11 @@ class CudaStep:
         if not scored:
             self._graphs.run(size)
             scores = self._scores(rows) if size.full else None
-            return _Pass(self._outbox.posted(size.num_samples), rows, scores)
+            return _Pass(self._outbox.posted(size.num_samples), decodes, rows, scores)
         hidden = self._forward.run(size)
         scores = self._scores(rows) if size.full else None
         prompts = tuple(self._score_prompts(size, chunks, hidden))
-        return _Pass(self._outbox.posted(size.num_samples), rows, scores, prompts)
+        return _Pass(self._outbox.posted(size.num_samples), decodes, rows, scores, prompts)
 
     def _sized(self, chunks: tuple[Chunk, ...], decodes: tuple[int, ...]) -> tuple[Pass, Rows]:
         slots = {*decodes, *(chunk.slot for chunk in chunks if chunk.samples)}
@@ -161,23 +174,28 @@ class CudaStep:
                 yield chunk.slot, self._prompts.score(seat, chunk, hidden[at : at + chunk.count])
             at += chunk.count
 
-    def collect(self, ticket: Ticket) -> list[RowOutcome]:
+    def collect(self, ticket: Ticket) -> Outcomes:
         assert isinstance(ticket, list)
         with self._faults():
             return [outcome for part in ticket for outcome in self._outcomes(part)]
 
-    def _outcomes(self, part: _Pass) -> Iterator[RowOutcome]:
-        tokens, flags = part.posting.read().tolist()
+    def _outcomes(self, part: _Pass) -> Iterator[RowOutcome | Decoded]:
+        """The tokens of all that decode at once, and by row what needs more words."""
+        tokens, flags = part.posting.read()
+        decoded = len(part.decodes)
+        if decoded:
+            yield Decoded(part.decodes, tokens[:decoded].tolist())
         prompts = dict(part.prompts)
-        for row, slot in part.rows:
-            error = self._refused.get(slot) or FAULTS.get(flags[row])
+        is_plain = part.scores is None and not (prompts or self._refused or flags.any())
+        for row, slot in part.rows[decoded:] if is_plain else part.rows:
+            error = self._refused.get(slot) or FAULTS.get(int(flags[row]))
+            token = int(tokens[row])
+            logprobs = self._logprobs(part, row, slot, token)
             if error:
                 yield RowOutcome(slot, error=error)
-            elif part.scores is None and slot not in prompts:
-                yield RowOutcome(slot, (tokens[row],))
-            else:
+            elif row >= decoded or logprobs:
                 scored = prompts.pop(slot).read() if slot in prompts else ()
-                yield RowOutcome(slot, (tokens[row],), self._logprobs(part, row, slot, tokens[row]), scored)
+                yield RowOutcome(slot, (token,), logprobs, scored)
         for slot, scores in prompts.items():
             yield RowOutcome(slot, prompt_logprobs=scores.read())
 

@@ -133,7 +133,9 @@ class ScriptedPadded:
         chunks = [Chunk(seat.slot, 0, len(seat.tokens), True) for seat in seated]
         batch = Batch(0, tuple(seated), (), tuple(chunks), ())
         while True:
-            yield self._step.collect(self._step.launch(batch))
+            outcomes = self._step.perform(batch)
+            self._step.pause()
+            yield outcomes
             batch = Batch(batch.serial + 1, (), (), (), tuple(range(len(seated))))
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..batch import Batch, Capacity, RowOutcome, Seat, Ticket, TokenLogprobs
+from ..batch import Batch, Capacity, Decoded, Outcomes, RowOutcome, Seat, Ticket, TokenLogprobs
 
 MASK = 2**64 - 1
 
@@ -44,7 +44,7 @@ NextToken = Callable[[RowView], int | str | None]
 class ScriptedTicket(msgspec.Struct):
     """A launch whose result is known already."""
 
-    outcomes: list[RowOutcome]
+    outcomes: Outcomes
 
 
 class ScriptedStep:
@@ -70,6 +70,15 @@ class ScriptedStep:
         self._computed: dict[int, int] = {}
 
     def launch(self, batch: Batch) -> ScriptedTicket:
+        outcomes = self.perform(batch)
+        chunked, decoded = outcomes[: len(batch.chunks)], outcomes[len(batch.chunks) :]
+        told: list[RowOutcome | Decoded] = [*chunked, *(row for row in decoded if not _is_plain(row))]
+        if decoded:
+            told.append(Decoded(batch.decodes, [(*row.tokens, -1)[0] for row in decoded]))
+        return ScriptedTicket(told)
+
+    def perform(self, batch: Batch) -> list[RowOutcome]:
+        """What the batch gives, row by row."""
         assert not self.is_closed, "launched after close"
         self._before(batch)
         for seat in batch.seats:
@@ -84,14 +93,16 @@ class ScriptedStep:
             self._compute(chunk.slot, chunk.start, chunk.count)
             outcome = self._sample(chunk.slot, 1) if chunk.samples else RowOutcome(chunk.slot)
             outcomes.append(msgspec.structs.replace(outcome, prompt_logprobs=scores))
-        for slot in batch.decodes:
-            outcomes.append(self._decode(slot))
-        return ScriptedTicket(outcomes)
+        return outcomes + [self._decode(slot) for slot in batch.decodes]
 
-    def collect(self, ticket: Ticket) -> list[RowOutcome]:
+    def collect(self, ticket: Ticket) -> Outcomes:
         assert isinstance(ticket, ScriptedTicket), "a ticket of another step"
-        self._after()
+        self.pause()
         return ticket.outcomes
+
+    def pause(self) -> None:
+        """What comes between a launch and its outcomes."""
+        self._after()
 
     def prepare(self) -> bool:
         return False
@@ -137,15 +148,13 @@ class ScriptedStep:
                 break
             row.tokens.append(token)
             tokens.append(token)
-        return RowOutcome(slot, tuple(tokens), tuple(self._logprobs(row, token) for token in tokens))
+        return RowOutcome(slot, tuple(tokens), self._logprobs(row, tokens))
 
-    def _logprobs(self, row: RowView, token: int) -> TokenLogprobs:
-        k = row.seat.sampling.logprobs or 0
-        others = [t for t in range(k + 1) if t != token]
-        top = [(token, -0.25), *((other, -2.0 - other) for other in others)][:k]
-        return TokenLogprobs(
-            token, -0.25, tuple(top) + tuple((t, -9.0) for t in row.seat.sampling.logprob_token_ids)
-        )
+    def _logprobs(self, row: RowView, tokens: list[int]) -> tuple[TokenLogprobs, ...]:
+        sampling = row.seat.sampling
+        if sampling.logprobs is None:
+            return ()
+        return tuple(_scored(token, sampling.logprobs, sampling.logprob_token_ids) for token in tokens)
 
     def _score(self, slot: int, start: int, count: int) -> tuple[TokenLogprobs | None, ...]:
         row = self._rows[slot]
@@ -165,3 +174,13 @@ class ScriptedStep:
 
     def _read(self, slot: int, position: int) -> int:
         return self._kv.get(self._place(slot, position), 0xDEAD)
+
+
+def _is_plain(outcome: RowOutcome) -> bool:
+    return len(outcome.tokens) == 1 and not outcome.logprobs and outcome.error is None
+
+
+def _scored(token: int, k: int, named: tuple[int, ...]) -> TokenLogprobs:
+    others = [t for t in range(k + 1) if t != token]
+    top = [(token, -0.25), *((other, -2.0 - other) for other in others)][:k]
+    return TokenLogprobs(token, -0.25, tuple(top) + tuple((t, -9.0) for t in named))

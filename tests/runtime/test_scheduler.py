@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from simulated_rows import Simulation, random_request, solo
+from spelled import spelled
 
 from jitney.runtime.batch import Batch, Capacity, RowOutcome, RowSampling, TokenLogprobs
 from jitney.runtime.messages import Generate, Output
@@ -35,7 +36,7 @@ def run(made: Scheduler, token: int = 9) -> tuple[list[Batch], list[Output]]:
         batch = made.plan()
         assert batch is not None
         batches.append(batch)
-        heard += made.commit(outcomes(batch, token))
+        heard += spelled(made.commit(outcomes(batch, token)))
         made.check()
     return batches, heard
 

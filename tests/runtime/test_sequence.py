@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from jitney.runtime.batch import RowSampling, TokenLogprobs
 from jitney.runtime.messages import Generate
 from jitney.runtime.sequence import Sequence
@@ -13,18 +11,6 @@ def row(**fields: object) -> Sequence:
     sampling = RowSampling(seed=0, prompt_logprobs=0)
     request = Generate(id="r", prompt=(1, 2, 3, 4, 5), sampling=sampling, max_tokens=3, **fields)  # type: ignore[arg-type]
     return Sequence(request, sampling, b"root", None)
-
-
-def test_launches_in_flight_count_towards_the_limit() -> None:
-    made = row()
-    assert not made.exhausted
-    made.pending = 3
-    assert made.exhausted
-
-
-@pytest.mark.parametrize(("deadline", "late"), [(None, False), (5.0, True), (4.9, True), (5.1, False)])
-def test_late_from_the_deadline_on(deadline: float | None, late: bool) -> None:
-    assert row(deadline=deadline).is_late(5.0) is late
 
 
 def test_scores_are_reported_once_across_a_preemption() -> None:
@@ -41,7 +27,17 @@ def test_scores_are_reported_once_across_a_preemption() -> None:
 def test_leaving_the_seat_keeps_tokens_and_forgets_places() -> None:
     made = row()
     made.tokens.append(6)
-    made.slot, made.pages, made.computed, made.planned, made.decoding = 2, [1, 2], 5, 5, True
+    made.slot, made.pages, made.filled, made.planned = 2, [1, 2], 5, 5
+    made.decoding = made.sampled = True
     made.unseat()
     assert (made.slot, made.pages, made.computed, made.planned, made.decoding) == (-1, [], 0, 0, False)
     assert made.tokens == [1, 2, 3, 4, 5, 6]
+
+
+def test_tokens_past_an_end_id_or_the_limit_are_not_taken() -> None:
+    made = row()
+    assert made.advance(5, True, (6,)) == ((6,), None) and made.computed == 5
+    assert made.advance(0, True, (7, 8, 9)) == ((7, 8), "length")
+    made = row()
+    made.sampling = RowSampling(seed=0, end_token_ids=(7, 8))
+    assert made.advance(0, True, (6, 7, 8)) == ((6, 7), "stop_token") and made.tokens[5:] == [6, 7]

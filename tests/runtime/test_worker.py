@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from spelled import spelled
 
-from jitney.runtime.batch import Batch, Capacity, RowOutcome, RowSampling
+from jitney.runtime.batch import Batch, Capacity, Outcomes, RowSampling
 from jitney.runtime.inbox import Inbox
 from jitney.runtime.messages import Cancel, Command, Generate, News, Opened, Output, Report, Stop, Stopped
 from jitney.runtime.scheduler import Scheduler
@@ -65,8 +66,9 @@ class Stage:
         while not isinstance(news := self.news.get(timeout=10), Stopped):
             if isinstance(news, Report):
                 self.last = news.stats
-                outputs += news.outputs
-                if any(map(wanted, news.outputs)):
+                told = spelled(news.outputs)
+                outputs += told
+                if any(map(wanted, told)):
                     return outputs
         self.stopped = news
         assert self.worker.join(10) and self.news.empty(), "something was said after the last word"
@@ -176,7 +178,7 @@ def test_a_step_that_cannot_close_is_told_with_its_cause(monkeypatch: pytest.Mon
 
 
 def test_our_own_faults_are_not_taken_for_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Scheduler, outcomes: Iterable[RowOutcome]) -> list[Output]:
+    def broken(self: Scheduler, outcomes: Outcomes) -> list[Output]:
         raise AssertionError("the books do not balance")
 
     monkeypatch.setattr(Scheduler, "commit", broken)
@@ -201,13 +203,13 @@ def test_cancelled_in_every_state(depth: int) -> None:
         loop.obey(request("b", tokens=4))
         outputs: list[Output] = []
         for _ in range(turns):
-            outputs += loop.turn(0.0) or []
+            outputs += spelled(loop.turn(0.0) or [])
         loop.obey(Cancel("a", 0))
         loop.obey(Cancel("a"))
         loop.scheduler.check()
         heard = len(outputs)
         while not loop.is_idle:
-            outputs += loop.turn(0.0) or []
+            outputs += spelled(loop.turn(0.0) or [])
             loop.scheduler.check()
         assert not [output for output in outputs[heard:] if output.id == "a"]
         assert sum(len(output.tokens) for output in outputs if output.id == "b") == 4
@@ -238,7 +240,7 @@ def test_an_expired_row_ends_within_a_turn() -> None:
     loop = StepLoop(ScriptedStep(capacity, lambda row: 9), Scheduler(capacity, max_batch_tokens=16))
     loop.obey(request("a", tokens=20, deadline=5.0))
     loop.turn(0.0)
-    assert ends(loop.turn(5.0) or []) == {"a": "deadline"}
+    assert ends(spelled(loop.turn(5.0) or [])) == {"a": "deadline"}
     assert loop.is_idle and loop.turn(6.0) is None
 
 
@@ -260,6 +262,6 @@ def test_every_request_ends_once_whatever_fails(seed: int) -> None:
     outputs: list[Output] = []
     while not loop.is_idle:
         loop._failures = 0
-        outputs += loop.turn(0.0) or []
+        outputs += spelled(loop.turn(0.0) or [])
         loop.scheduler.check()
     assert len(ends(outputs)) == 30

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from spelled import spelled
+
 from jitney.runtime.batch import Batch, Capacity, RowSampling
 from jitney.runtime.messages import Cancel, Generate, Output
 from jitney.runtime.scheduler import Scheduler
@@ -90,7 +92,7 @@ class Simulation:
 
     def turn(self) -> bool:
         outputs = self.loop.turn(self.now)
-        for output in outputs or ():
+        for output in spelled(outputs or ()):
             self._hear(output)
         self.scheduler.check()
         return outputs is not None

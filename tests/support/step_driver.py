@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from spelled import by_slot
+
 from jitney.runtime.batch import Batch, Chunk, RowOutcome, RowSampling, Seat, Step
 
 GREEDY = RowSampling(seed=0, temperature=0.0)
@@ -44,7 +46,7 @@ class Driver:
     ) -> dict[int, RowOutcome]:
         self.serial += 1
         batch = Batch(self.serial, tuple(seats), tuple(grown), tuple(chunks), tuple(decodes))
-        return {outcome.slot: outcome for outcome in self.step.collect(self.step.launch(batch))}
+        return by_slot(self.step.collect(self.step.launch(batch)))
 
     def seat(
         self, slot: int, row: Row, room: int, *, start: int = 0, pages: tuple[int, ...] | None = None

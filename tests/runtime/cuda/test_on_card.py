@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from card import CARD, make_step
+from spelled import spelled
 from tiny_models import random_weights, small_llama
 
 from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
@@ -58,7 +59,7 @@ def answers(step: CudaStep, texts: Sequence[tuple[int, ...]], *, together: bool 
             loop.obey(Generate(id=str(i), prompt=text, sampling=sampling, max_tokens=32, arrival=float(i)))
             found[str(i)] = []
         while not loop.is_idle:
-            for output in loop.turn(0.0) or ():
+            for output in spelled(loop.turn(0.0) or ()):
                 assert output.error is None, output.error
                 found[output.id] += output.tokens
     return [found[str(i)] for i in range(len(texts))]
@@ -101,7 +102,7 @@ def test_a_cached_prefix_equals_a_cold_one(expected: list[list[int]]) -> None:
             )
         found: dict[str, list[int]] = {}
         while not loop.is_idle:
-            for output in loop.turn(0.0) or ():
+            for output in spelled(loop.turn(0.0) or ()):
                 found[output.id] = found.get(output.id, []) + list(output.tokens)
         assert [found[f"{turn} {i}"] for i in range(COUNT)] == expected
     assert loop.scheduler.stats().prefix_hits

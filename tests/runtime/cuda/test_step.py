@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from spelled import spelled
 from tiny_models import random_weights, small_llama
 
 from jitney.runtime.batch import RowSampling, Step, TokenLogprobs
@@ -66,7 +67,7 @@ def play(loop: StepLoop, jobs: Sequence[Generate]) -> dict[str, list[int]]:
     tokens: dict[str, list[int]] = {job.id: [] for job in jobs}
     ended: dict[str, Output] = {}
     while not loop.is_idle:
-        for output in loop.turn(0.0) or ():
+        for output in spelled(loop.turn(0.0) or ()):
             tokens[output.id] += output.tokens
             if output.finish_reason:
                 ended[output.id] = output
@@ -139,7 +140,7 @@ def scores(step: Step, jobs: Sequence[Generate]) -> list[tuple[str, TokenLogprob
         loop.obey(job)
     found: list[tuple[str, TokenLogprobs | None]] = []
     while not loop.is_idle:
-        for output in loop.turn(0.0) or ():
+        for output in spelled(loop.turn(0.0) or ()):
             assert output.error is None, output.error
             found += [(f"{output.id} prompt", score) for score in output.prompt_logprobs]
             found += [(f"{output.id} token", score) for score in output.logprobs]
