@@ -57,7 +57,7 @@ async def test_closing_while_the_model_is_looked_up_does_not_hold_the_loop(
     looking, found = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def slow(model: object) -> Backend:
+    def slow(model: object, *, random_weights: bool) -> Backend:
         loop.call_soon_threadsafe(looking.set)
         assert found.wait(10)
         return ScriptedBackend()
