@@ -78,7 +78,7 @@ class Registry:
             self.refuse(entry, refusal(exc) if isinstance(exc, Exception) else _ENDED)
             raise
         entry.settle(responses)
-        responses[0].when_forgotten = lambda: self._expire(entry)
+        responses[-1].when_forgotten = lambda: self._expire(entry)  # the first may be forgotten by now
         if entry.is_cancelled:  # while it was being tokenised
             entry.cancel()
 

@@ -204,3 +204,26 @@ def test_ids_of_the_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(registry._gone) == ["2", "3", "4"]
 
     simulate(monkeypatch, body)
+
+
+def test_the_first_of_several_prompts_may_be_forgotten_before_the_last_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        async def slowly(generate: Generate, principal: Principal, name: str) -> Any:
+            response = await app.state.service.submit(generate, principal, name)
+            if name == "a-0":
+                await asyncio.sleep(2 * engine.config.keep_finished_s)
+                assert engine.response(name) is None
+            return response
+
+        registry = Registry(slowly, lambda: "m")
+        answer = registry.open(entry("a"))
+        await registry.begin(answer, [SHORT, SHORT])
+        await answer.over()
+        assert registry.find(ANONYMOUS, "a") is answer
+        await asyncio.sleep(2 * engine.config.keep_finished_s)
+        with pytest.raises(Refused, match="no longer kept"):
+            registry.find(ANONYMOUS, "a")
+
+    simulate(monkeypatch, body)
