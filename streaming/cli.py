@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..runtime.errors import JitneyError
-from .commands.bench import bench
+from .commands.benches.group import bench
 from .commands.chat import chat
 from .commands.export import export
 from .commands.generate import generate
@@ -53,8 +53,9 @@ def _options(
 
 app.command()(chat)
 app.command(context_settings=CONTEXT)(serve)
-for command in (generate, bench, export, key, plan):
+for command in (generate, export, key, plan):
     app.command()(command)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -55,14 +55,21 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         """With the settings that a command has beside these. Raises `InvalidField`."""
         from ...runtime import EngineConfig
 
+        return EngineConfig(**self.settings(), **settings)
+
+    def settings(self, load_format: str = "auto") -> dict[str, Any]:
+        """As `EngineConfig` names them; the given load format where it is not the default."""
         fields = msgspec.structs.asdict(self)
-        memory = fields.pop("memory")
-        return EngineConfig(**fields, memory_bytes=memory, **settings)
+        fields["memory_bytes"] = fields.pop("memory")
+        if load_format != "auto":
+            fields["load_format"] = load_format
+        return fields
 
 
 def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the options in the place of the command's parameter `engine`, which then holds their values."""
+    """Put the options in the place of the command's parameter of type `EngineOptions`, which holds their values."""
     signature = inspect.signature(command, eval_str=True)
+    [own] = [name for name, p in signature.parameters.items() if p.annotation is EngineOptions]
     hints = get_type_hints(EngineOptions, include_extras=True)
     options = [
         inspect.Parameter(
@@ -74,12 +81,12 @@ def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**given: Any) -> None:
         values = {option.name: given.pop(option.name) for option in options}
-        command(**given, engine=EngineOptions(**values))
+        command(**given, **{own: EngineOptions(**values)})
 
     others = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in signature.parameters.values()
-        if parameter.name != "engine"
+        if parameter.name != own
     ]
     run.__signature__ = signature.replace(parameters=[*others, *options])  # type: ignore[attr-defined]
     return run

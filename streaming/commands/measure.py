@@ -12,20 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
-
-import msgspec
 
 from ...runtime.config import EngineConfig
 from ...runtime.errors import JitneyError
 from ...runtime.params import SamplingParams
+from .benches.process import answer
+from .benches.report import device_name
 from .workload import EngineName, Job, Measured
 
 WARM_UP_TOKENS = 8
+MOST_TIMED_APART = 64
+"""Requests of a list whose first tokens are also timed."""
 
 Run = Callable[[list[list[int]], list[int]], list[int]]
-"""Prompts, and how many tokens each answer has; gives how many each got. Greedy, past any end id."""
+"""Prompts, and how many tokens each answer has; gives how many each got. Past any end id."""
 
 
 def measure(job: Job) -> Measured:
@@ -35,15 +38,23 @@ def measure(job: Job) -> Measured:
         prompts, lengths = job.prompts(vocab_size), job.output_lengths()
         run(prompts[: job.batch], [WARM_UP_TOKENS] * len(prompts[: job.batch]))
         load_s = time.monotonic() - begun
+        if job.requests is not None:
+            run(prompts, lengths)
         seconds = [_timed(run, prompts, lengths) for _ in range(job.repeats)]
+        is_apart = len(set(lengths)) == 1 and lengths[0] > 1 and len(lengths) <= MOST_TIMED_APART
+        first_s = [_timed(run, prompts, [1] * len(lengths)) for _ in range(job.repeats * is_apart)]
     return Measured(
         engine=job.engine,
-        quantize=job.quantize,
+        quantize=job.settings.get("quantize"),
         seconds=seconds,
         num_tokens=sum(lengths),
+        num_prompt_tokens=sum(map(len, prompts)),
+        output_len=lengths[0] if is_apart else None,
+        first_s=first_s,
         load_s=load_s,
+        device=device_name(),
         versions={"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers") if name in sys.modules},
+        | {name: version(name) for name in ("torch", "transformers", "vllm") if name in sys.modules},
     )
 
 
@@ -66,7 +77,7 @@ def _dynamic(job: Job) -> Iterator[tuple[Run, int]]:
         try:
 
             def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
-                return _counts(runner.run(engine.generate(prompts, _params(lengths))))
+                return _counts(runner.run(engine.generate(prompts, _params(job, lengths))))
 
             yield run, engine.backend.vocab_size
         finally:
@@ -80,7 +91,7 @@ def _static(job: Job) -> Iterator[tuple[Run, int]]:
     with StaticEngine(job.model, _config(job), legacy=True) as engine:
 
         def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
-            return _counts(engine.generate(prompts, _params(lengths)))
+            return _counts(engine.generate(prompts, _params(job, lengths)))
 
         yield run, engine.backend.vocab_size
 
@@ -88,24 +99,35 @@ def _static(job: Job) -> Iterator[tuple[Run, int]]:
 @contextmanager
 def _transformers(job: Job) -> Iterator[tuple[Run, int]]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    dtype = job.dtype if job.dtype == "auto" else getattr(torch, job.dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(_directory(job.model), dtype=dtype)
+    loader: Any = AutoModelForCausalLM
+    threads = job.settings.get("num_threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    named, directory = job.settings.get("dtype", "auto"), _directory(job.model)
+    dtype = named if named == "auto" else getattr(torch, named)
+    device = "cuda" if torch.cuda.is_available() and job.settings.get("device") != "cpu" else "cpu"
+    if job.settings.get("load_format") == "random":
+        model = loader.from_config(AutoConfig.from_pretrained(directory), dtype=dtype)
+    else:
+        model = loader.from_pretrained(directory, dtype=dtype)
+    model.to(device).eval()
 
     def run_batch(prompts: list[list[int]], lengths: list[int]) -> list[int]:
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
         output = model.generate(
             input_ids=torch.tensor(
-                [[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+                [[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)], device=device
             ),
-            attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+            attention_mask=torch.tensor(
+                [[0] * pad + [1] * (longest - pad) for pad in padding], device=device
+            ),
             min_new_tokens=max(lengths),
             max_new_tokens=max(lengths),
-            do_sample=False,
+            do_sample=job.temperature > 0,
+            **({"temperature": job.temperature, "top_k": 0, "top_p": 1.0} if job.temperature else {}),
             pad_token_id=0,
         )
         return [min(output.shape[1] - longest, length) for length in lengths]
@@ -118,35 +140,65 @@ def _transformers(job: Job) -> Iterator[tuple[Run, int]]:
     yield run, model.config.vocab_size
 
 
+@contextmanager
+def _vllm(job: Job) -> Iterator[tuple[Run, int]]:
+    """Its defaults but for the prefix cache, which would answer a repeat from memory."""
+    vllm: Any = import_module("vllm")
+    longest = max(
+        len(prompt) + out for prompt, out in zip(job.prompts(1000), job.output_lengths(), strict=True)
+    )
+    settings = {
+        "load_format": "dummy" if job.settings.get("load_format") == "random" else "auto",
+        "dtype": job.settings.get("dtype", "auto"),
+        "quantization": job.settings.get("quantize"),
+        "kv_cache_dtype": job.settings.get("kv_dtype", "auto"),
+    }
+    model = vllm.LLM(
+        model=_directory(job.model), skip_tokenizer_init=True, max_model_len=longest + WARM_UP_TOKENS,
+        gpu_memory_utilization=0.9, enable_prefix_caching=False, disable_log_stats=True,
+        max_num_seqs=job.batch, **settings,
+    )  # fmt: skip
+
+    def run(prompts: list[list[int]], lengths: list[int]) -> list[int]:
+        params = [
+            vllm.SamplingParams(
+                temperature=job.temperature, ignore_eos=True, max_tokens=length, detokenize=False
+            )
+            for length in lengths
+        ]
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [len(made.outputs[0].token_ids) for made in model.generate(asked, params, use_tqdm=False)]
+
+    yield run, model.llm_engine.model_config.get_vocab_size()
+
+
 LOADERS: dict[EngineName, Callable[[Job], AbstractContextManager[tuple[Run, int]]]] = {
     "dynamic": _dynamic,
     "static": _static,
     "transformers": _transformers,
+    "vllm": _vllm,
 }
 
 
 def _config(job: Job) -> EngineConfig:
-    return EngineConfig(
-        dtype=job.dtype,
-        quantize=job.quantize,
-        max_rows=job.batch,
-        num_threads=job.threads,
-        prefix_cache=False,
-    )
+    return EngineConfig(**job.settings, max_rows=job.batch, prefix_cache=False)
 
 
-def _params(lengths: list[int]) -> list[SamplingParams]:
+def _params(job: Job, lengths: list[int]) -> list[SamplingParams]:
     return [
-        SamplingParams(temperature=0.0, repetition_penalty=1.0, max_tokens=length, ignore_eos=True)
+        SamplingParams(
+            temperature=job.temperature, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, max_tokens=length,
+            ignore_eos=True,
+        )
         for length in lengths
-    ]
+    ]  # fmt: skip
 
 
 def _counts(answers: list[dict[str, Any]]) -> list[int]:
-    for answer in answers:
-        if answer["error"] is not None:
-            raise JitneyError(answer["error"])
-    return [len(answer["tokens"]) for answer in answers]
+    for given in answers:
+        if given["error"] is not None:
+            raise JitneyError(given["error"])
+    return [len(given["tokens"]) for given in answers]
 
 
 def _directory(model: str) -> str:
@@ -156,15 +208,5 @@ def _directory(model: str) -> str:
     return str(default_model.default_model()) if model.lower() in default_model.NAMES else model
 
 
-def main() -> None:
-    """Measure the job on standard input. One line on standard error and status 1 where it cannot run."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    try:
-        measured = measure(job)
-    except (JitneyError, OSError, ValueError) as error:
-        sys.exit(f"{job.engine}: {error}")
-    sys.stdout.buffer.write(msgspec.json.encode(measured))
-
-
 if __name__ == "__main__":
-    main()
+    answer(Job, measure, lambda job: job.engine)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import typer
 
-EngineName = Literal["dynamic", "static", "transformers"]
+from .benches.lists import LISTS, drawn
+
+EngineName = Literal["dynamic", "static", "transformers", "vllm"]
 
 
 class Lengths(msgspec.Struct, frozen=True):
@@ -48,16 +50,26 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that decode together."""
     repeats: int
     seed: int
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantize: Literal["int8"] | None = None
-    threads: int | None = None
+    requests: str | None = None
+    """A fixed list by name, in place of what would be drawn."""
+    settings: dict[str, Any] = {}
+    """Of `EngineConfig`."""
+
+    @property
+    def temperature(self) -> float:
+        """Fixed lists are sampled, as they are elsewhere."""
+        return 0.0 if self.requests is None else 0.6
 
     def output_lengths(self) -> list[int]:
         """Tokens of each answer: the same for every engine."""
+        if self.requests is not None:
+            return [output for _, output in LISTS[self.requests]]
         return self.output.draw(self.num_requests, random.Random(self.seed))
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
         """Random token ids: the same for every engine that agrees on the size of the vocabulary."""
+        if self.requests is not None:
+            return drawn(LISTS[self.requests], vocab_size)
         draw = random.Random(self.seed + 1)
         return [
             [draw.randrange(vocab_size) for _ in range(n)] for n in self.input.draw(self.num_requests, draw)
@@ -65,11 +77,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of each repeat. `num_tokens` is what a repeat was asked to generate."""
+    """Seconds of each repeat. `num_tokens` is what a repeat was asked to generate. `first_s`: of each repeat of the
+    same prompts with answers of one token, where all answers are equally long; the rest is then the steady state."""
 
     engine: EngineName
-    quantize: Literal["int8"] | None
+    quantize: Literal["int8", "fp8"] | None
     seconds: list[float]
     num_tokens: int
+    num_prompt_tokens: int
+    output_len: int | None = None
+    first_s: list[float] = []
     load_s: float
+    device: str
     versions: dict[str, str]

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import Result
 
-from jitney.streaming.commands import bench
+from jitney.streaming.commands.benches import offline
 from jitney.streaming.commands.workload import Job, Lengths, lengths
 
 Jitney = Callable[..., Result]
@@ -117,7 +117,8 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_line(jitney: Jitney, tmp_p
 def test_without_transformers_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jitney: Jitney
 ) -> None:
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    assert bench._chosen("all") == ["dynamic", "static"]
+    monkeypatch.setattr(offline, "find_spec", lambda name: None)
+    assert offline.chosen("all", None) == ["dynamic", "static"]
     assert "left out" in capsys.readouterr().err
     assert jitney("bench", "--engine", "transformers").stderr == "jitney: transformers is not installed\n"
+    assert jitney("bench", "offline", "--against", "vllm").stderr == "jitney: vllm is not installed\n"

@@ -1,0 +1,199 @@
+"""`jitney bench serve`: a server under load from client processes, over WebSocket and over server-sent events."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+
+from ....runtime.errors import InvalidField
+from ....runtime.process import num_cores
+from ..engine_options import EngineOptions, with_engine_options
+from ..opening import stderr
+from ..options import DEFAULT_MODEL, MaxRows, ModelOption, Threads
+from ..workload import Job, Measured
+from ..workload import Lengths as Range
+from .client_process import ClientJob
+from .clients import Limits, Served, run_clients, served
+from .lists import Lengths
+from .offline import rates
+from .process import run_alone
+from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
+from .servers import SERVED, jitney_server, vllm_server
+from .shapes import subject
+from .step import RandomShape
+
+MOST_PROCESSES = 8
+MOST_ROWS = 256
+WARM_UP = 8
+SPARE_TOKENS = 64
+"""Of the context, for what a chat template adds."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """`clients` answers at a time, or `rate` requests a second."""
+
+    clients: int
+    lengths: Lengths
+    lanes: int
+    rate: float | None
+    vocab_size: int
+    limits: Limits
+
+    def run(self, url: str, transport: str, name: str, lengths: Lengths) -> Served:
+        """Split over processes, which begin together."""
+        count = max(1, min(MOST_PROCESSES, num_cores(), self.clients, len(lengths)))
+        jobs = [
+            ClientJob(
+                url=url,
+                model=name,
+                transport="ws" if transport == "ws" else "sse",
+                lanes=self.lanes,
+                concurrency=len(range(number, self.clients, count)),
+                lengths=lengths[number::count],
+                vocab_size=self.vocab_size,
+                seed=number,
+                rate=None if self.rate is None else self.rate / count,
+            )
+            for number in range(count)
+        ]
+        return served(run_clients(jobs), self.limits)
+
+
+@with_engine_options
+def serve(
+    engine: EngineOptions,
+    model: ModelOption = DEFAULT_MODEL,
+    random_shape: RandomShape = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that runs already, in place of one of its own.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The model's name at --url.")] = SERVED,
+    transport: Annotated[
+        Literal["ws", "sse", "both"],
+        typer.Option(help="WebSocket, server-sent events, or one after the other."),
+    ] = "both",
+    clients: Annotated[int, typer.Option(min=1, help="Answers that are open at a time.")] = 8,
+    requests: Annotated[int | None, typer.Option(min=1, help="In all.  [default: 4 a client]")] = None,
+    input_length: Annotated[int, typer.Option("--input", min=1, metavar="TOKENS")] = 512,
+    output_length: Annotated[int, typer.Option("--output", min=2, metavar="TOKENS")] = 256,
+    lanes: Annotated[int, typer.Option(min=1, max=16, help="Answers at a time on one WebSocket.")] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second, at random times, in place of a fixed number open."),
+    ] = None,
+    first_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms to the first token.")] = 200.0,
+    token_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms a token after it.")] = 50.0,
+    against: Annotated[
+        Literal["vllm"] | None, typer.Option(help="A peer's server, over the same events.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option(help="Run the list without a server too, for what serving loses.")
+    ] = True,
+    max_rows: MaxRows = None,
+    threads: Threads = None,
+    json: JsonPath = None,
+    plot: PlotPath = None,
+) -> None:
+    """Measure a server: throughput, time to first token, time per token, gaps, goodput, the loss against offline."""
+    check_plot(plot)
+    count = requests or 4 * clients
+    load = Load(
+        clients, [(input_length, output_length)] * count, lanes, rate, 0, Limits(first_limit, token_limit)
+    )  # fmt: skip
+    if url is not None and against is not None:
+        raise InvalidField("--against", "no --url beside it", against)
+    with subject(model, random_shape) as (path, load_format):
+        load = msgspec.structs.replace(load, vocab_size=_vocab_size(path, load_format))
+        settings = engine.settings(load_format) | {"num_threads": threads}
+        ours = (
+            jitney_server(path, _flags(engine, load_format, max_rows, threads))
+            if url is None
+            else nullcontext(url)
+        )
+        columns = _measured(ours, load, ["ws", "sse"] if transport == "both" else [transport], "jitney", name)
+        if against is not None:
+            longest = input_length + output_length + SPARE_TOKENS
+            columns |= _measured(vllm_server(path, load_format, longest), load, ["sse"], against, name)
+        alone = _alone(path, load, max_rows, settings) if offline and url is None else None
+    title = f"{random_shape or model}: {count} requests of {input_length} tokens in, {output_length} out"
+    _show(title, load, columns, alone)
+    write_json(json, {"model": random_shape or model, "load": load, "served": columns, "offline": alone})
+    if plot is not None:
+        _draw(title, columns, alone).save(plot)
+
+
+def _measured(
+    server: AbstractContextManager[str], load: Load, transports: list[str], who: str, name: str
+) -> dict[str, Served]:
+    """By server and transport, after a warm-up of the same kind."""
+    found: dict[str, Served] = {}
+    stderr().print(f"Starting {who} …")
+    with server as url:
+        for transport in transports:
+            with stderr().status(f"Measuring {who} over {transport} …"):
+                warm = msgspec.structs.replace(load, rate=None)
+                warm.run(url, transport, name, load.lengths[: max(WARM_UP, load.clients)])
+                found[f"{who}, {transport}"] = load.run(url, transport, name, load.lengths)
+    return found
+
+
+def _vocab_size(path: str, load_format: str) -> int:
+    from ....runtime.engines.abstract import resolve
+
+    return resolve(path, random_weights=load_format == "random").vocab_size
+
+
+def _flags(engine: EngineOptions, load_format: str, max_rows: int | None, threads: int | None) -> list[str]:
+    """As the command line spells them."""
+    values = msgspec.structs.asdict(engine) | {"max_rows": max_rows, "threads": threads}
+    if load_format != "auto":
+        values["load_format"] = load_format
+    given = {flag: value for flag, value in values.items() if value is not None}
+    return [part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
+
+
+def _alone(path: str, load: Load, max_rows: int | None, settings: dict[str, Any]) -> float:
+    """Output tokens a second of the same list without a server."""
+    prompt, answer = load.lengths[0]
+    job = Job(
+        engine="dynamic", model=path, num_requests=len(load.lengths), input=Range(prompt, prompt),
+        output=Range(answer, answer), batch=min(load.clients, max_rows or MOST_ROWS), repeats=1, seed=0,
+        settings=settings,
+    )  # fmt: skip
+    module = f"{__package__.rpartition('.')[0]}.measure"
+    return max(rates(run_alone(module, job, Measured, "the list without a server")))
+
+
+def _show(title: str, load: Load, columns: dict[str, Served], alone: float | None) -> None:
+    rows = [
+        ("output tokens/s", [f"{c.tokens_per_s:,.1f}" for c in columns.values()]),
+        ("requests/s", [f"{c.requests_per_s:.2f}" for c in columns.values()]),
+        ("goodput, requests/s", [f"{c.goodput:.2f}" for c in columns.values()]),
+        ("first token, ms", [_spread(c.first_ms) for c in columns.values()]),
+        ("a token after it, ms", [_spread(c.token_ms) for c in columns.values()]),
+        ("gap between pieces, ms", [_spread(c.gap_ms) for c in columns.values()]),
+        ("tokens in pieces", [f"{c.num_tokens} in {c.num_pieces}" for c in columns.values()]),
+        ("busiest client, of a core", [f"{c.client_cpu:.2f}" for c in columns.values()]),
+    ]
+    if alone is not None:
+        losses = [f"{100 * (1 - c.tokens_per_s / alone):.1f} %" for c in columns.values()]
+        rows.append((f"loss against offline ({alone:,.1f})", losses))
+    how = f"{load.rate:g} requests a second" if load.rate else f"{load.clients} at a time"
+    limits = f"{load.limits.first_ms:g} ms to the first token, {load.limits.token_ms:g} ms a token"
+    caption = f"{how}, {load.lanes} on a WebSocket; p50 / p90 / p99 / max; goodput within {limits}."
+    show(title, caption, ["", *columns], [[name, *cells] for name, cells in rows])
+
+
+def _spread(points: dict[str, float]) -> str:
+    return " / ".join(f"{value:.1f}" for value in points.values())
+
+
+def _draw(title: str, columns: dict[str, Served], alone: float | None) -> Plot:
+    plot = Plot(title, "", "output tokens/s")
+    plot.bars(list(columns), [column.tokens_per_s for column in columns.values()])
+    if alone is not None:
+        plot.line("offline", [-0.5, len(columns) - 0.5], [alone, alone], is_limit=True)
+    return plot
