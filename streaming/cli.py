@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from ..runtime.errors import JitneyError
 from .commands.benches.group import bench
 from .commands.chat import chat
+from .commands.doctor import doctor
 from .commands.export import export
 from .commands.generate import generate
 from .commands.key import key
@@ -53,7 +54,7 @@ def _options(
 
 app.command()(chat)
 app.command(context_settings=CONTEXT)(serve)
-for command in (generate, export, key, plan):
+for command in (generate, export, key, plan, doctor):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

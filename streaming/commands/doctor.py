@@ -1,0 +1,103 @@
+"""`jitney doctor`: what serves here and why, a line for each thing that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+import typer
+
+from .machine import Card, Machine, this_machine
+
+LEAST_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+MEASURED = (9, 0)
+GIB = 2**30
+
+Verdict = Literal["ok", "note", "FAIL"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """`FAIL`: nothing can be served until this is mended; `note`: something is slower, or not to be had."""
+
+    verdict: Verdict
+    what: str
+    told: str
+
+
+def doctor() -> None:
+    """Say what jitney would serve on here, and what is missing. Status 1 where it cannot serve."""
+    found = list(findings(this_machine()))
+    for finding in found:
+        typer.echo(f"{finding.verdict:<4} {finding.what}: {finding.told}")
+    if any(finding.verdict == "FAIL" for finding in found):
+        raise typer.Exit(1)
+
+
+def findings(machine: Machine) -> Iterator[Finding]:
+    yield Finding("ok", "jitney", machine.jitney)
+    if machine.torch is None:
+        yield Finding("FAIL", "torch", "not installed; pip install torch")
+        return
+    yield Finding("ok", "torch", machine.torch)
+    if machine.card is not None:
+        yield from _on_card(machine, machine.card)
+    elif machine.has_card:
+        yield Finding(
+            "FAIL", "triton", "not installed, and a card needs it: pip install triton; --device cpu serves"
+        )
+    else:
+        yield from _on_cpu(machine)
+    path, reason = machine.jitney_cache
+    kept = "converted models and choices of kernels"
+    told = f"{path}" if reason is None else f"{reason}; {kept} are not kept; set JITNEY_CACHE"
+    yield Finding("ok" if reason is None else "note", "cache", told)
+
+
+def _on_card(machine: Machine, card: Card) -> Iterator[Finding]:
+    capability = ".".join(map(str, card.capability))
+    name = f"{card.name}, compute capability {capability}, built for CUDA {card.driver}"
+    if card.capability < LEAST_CAPABILITY:
+        yield Finding("FAIL", "device", f"{name}; 8.0 or newer is needed: --device cpu serves here")
+    else:
+        told = "measured" if card.capability == MEASURED else "by kernels that were measured on 9.0 alone"
+        yield Finding("ok", "device", f"{name}, {told}")
+    yield Finding("ok", "memory", f"{card.free_bytes / GIB:.1f} of {card.total_bytes / GIB:.1f} GiB free")
+    yield Finding("ok", "triton", str(machine.triton))
+    yield Finding("ok", "prefill attention", card.prefill)
+    chosen = f"timed on this card, {card.choices}" if card.has_choices else "built in, timed on an H100"
+    yield Finding("ok", "linear layers", chosen)
+    has_fp8 = card.capability >= FP8_CAPABILITY
+    yield Finding(
+        "ok" if has_fp8 else "note",
+        "fp8",
+        "--quantize fp8 and --kv-dtype fp8" if has_fp8 else f"needs 8.9 or newer, this is {capability}",
+    )
+    yield from _compiling(machine)
+
+
+def _compiling(machine: Machine) -> Iterator[Finding]:
+    if machine.compiler is None:
+        yield Finding(
+            "FAIL", "C compiler", "none; Triton starts its kernels through one: install gcc, or set CC"
+        )
+    else:
+        yield Finding("ok", "C compiler", machine.compiler)
+    path, reason = machine.triton_cache
+    if reason is None:
+        yield Finding("ok", "kernel cache", path)
+    else:
+        yield Finding(
+            "FAIL", "kernel cache", f"{reason}; set TRITON_CACHE_DIR to a directory that can be written"
+        )
+
+
+def _on_cpu(machine: Machine) -> Iterator[Finding]:
+    told = f"the CPU, {machine.num_cores} cores, {machine.cpu}; torch finds no NVIDIA card"
+    yield Finding("ok", "device", told)
+    yield Finding("ok", "memory", f"{machine.free_bytes / GIB:.1f} GiB free")
+    computed = "bfloat16, by oneDNN" if machine.has_bfloat16 else "float32: oneDNN has no bfloat16 here"
+    yield Finding("ok" if machine.has_bfloat16 else "note", "linear layers", computed)
+    served = "--quantize int8" if machine.has_int8 else "needs oneDNN and a CPU with VNNI"
+    yield Finding("ok" if machine.has_int8 else "note", "int8", served)

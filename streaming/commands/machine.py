@@ -1,0 +1,129 @@
+"""What this machine has, as plain data: gathered once, so that `jitney doctor` can be told of any machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...runtime.process import num_cores, short_spins
+
+COMPILERS = ("cc", "gcc", "clang")
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """`driver` is the CUDA version that it speaks; `prefill` names the kernel and why; `choices` is the file of
+    kernels that were timed on this card."""
+
+    name: str
+    capability: tuple[int, int]
+    free_bytes: int
+    total_bytes: int
+    driver: str
+    prefill: str
+    choices: str
+    has_choices: bool
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Caches map a directory to why it cannot be written, or None."""
+
+    jitney: str
+    torch: str | None
+    triton: str | None
+    has_card: bool = False
+    card: Card | None = None
+    """What is known of it; needs triton."""
+    cpu: str = ""
+    has_bfloat16: bool = False
+    """By oneDNN; else the CPU computes in float32."""
+    has_int8: bool = False
+    num_cores: int = 1
+    free_bytes: int = 0
+    compiler: str | None = None
+    triton_cache: tuple[str, str | None]
+    jitney_cache: tuple[str, str | None]
+
+
+def this_machine() -> Machine:
+    from ...runtime.weights.cache import cache_root
+
+    torch_version, triton_version = _version("torch"), _version("triton")
+    own = os.environ.get("CC")
+    compiler = next(filter(None, map(shutil.which, (own,) if own else COMPILERS)), None)
+    triton_cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    machine = Machine(
+        jitney=_version("jitney") or "a checkout",
+        torch=torch_version,
+        triton=triton_version,
+        num_cores=num_cores(),
+        compiler=compiler,
+        triton_cache=(str(triton_cache), unwritable(triton_cache)),
+        jitney_cache=(str(cache_root()), unwritable(cache_root())),
+    )
+    return machine if torch_version is None else _with_torch(machine, cache_root())
+
+
+def _with_torch(machine: Machine, root: Path) -> Machine:
+    with short_spins():
+        import torch
+
+    from ...runtime.steps.memory import free_memory
+
+    cpu: Any = torch.cpu
+    has_onednn = torch.backends.mkldnn.is_available()
+    has_card = torch.cuda.is_available()
+    return msgspec.structs.replace(
+        machine,
+        has_card=has_card,
+        card=_card(root) if has_card and machine.triton is not None else None,
+        cpu=torch.backends.cpu.get_cpu_capability(),
+        has_bfloat16=has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        has_int8=has_onednn and bool(cpu._is_vnni_supported()),
+        free_bytes=free_memory(),
+    )
+
+
+def _card(root: Path) -> Card:
+    import torch
+
+    from ...runtime.kernels.prefill_choice import prefill_attention_for
+    from ...runtime.kernels.tuned import choices_file
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    free, total = torch.cuda.mem_get_info(device)
+    prefill = prefill_attention_for(device, torch.bfloat16, torch.bfloat16, 128)
+    choices = choices_file(root, torch.cuda.get_device_name(device))
+    return Card(
+        name=torch.cuda.get_device_name(device),
+        capability=torch.cuda.get_device_capability(device),
+        free_bytes=free,
+        total_bytes=total,
+        driver=str(torch.version.cuda),
+        prefill=f"{prefill.name} ({prefill.reason})",
+        choices=str(choices),
+        has_choices=choices.is_file(),
+    )
+
+
+def unwritable(directory: Path) -> str | None:
+    """Why no file can be made in it, or None. A directory that is missing is made by whoever needs it first."""
+    while not directory.exists() and directory.parent != directory:
+        directory = directory.parent
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return f"{directory}: {error.strerror or error}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
