@@ -21,7 +21,7 @@ from .errors import InvalidField
 from .events import FinishReason
 from .inbox import Inbox
 from .layout import Layout
-from .messages import Advance, Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
+from .messages import Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
 from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
@@ -125,11 +125,11 @@ class Dispatcher:
             return
         self.stats = report.stats
         for output in report.outputs:
-            if isinstance(output, Advance):
-                for (id, choice), token in zip(output.names, output.tokens, strict=True):
-                    self._take(Output(id, choice, (token,)))
-            else:
-                self._take(output)
+            if isinstance(output, Output):
+                self._take(output.id, output.choice, output)
+                continue
+            for (response_id, choice), token in zip(output.names, output.tokens, strict=True):
+                self._take(response_id, choice, token)
         self._feed()
 
     def find(self, response_id: str) -> Response | None:
@@ -164,28 +164,30 @@ class Dispatcher:
         self._drop(response_id)
         return True
 
-    def _take(self, output: Output) -> None:
-        response = self._responses.get(output.id)
-        if response is None or response.done:
+    def _take(self, response_id: str, choice: int, told: Output | int) -> None:
+        """One choice's news: an output, or a token of which nothing else is to be told."""
+        response = self._responses.get(response_id)
+        if response is None or response.log.is_sealed:
             self._late_events += 1
             return
-        self._generated_tokens += len(output.tokens)
-        if output.tokens:
+        count = len(told.tokens) if isinstance(told, Output) else 1
+        if count:
+            self._generated_tokens += count
+            self._queue.charge(response.request.user, count)
             for observer in self._observers:
-                observer.advanced(response, len(output.tokens))
-        self._queue.charge(response.request.user, len(output.tokens))
+                observer.advanced(response, count)
         try:
-            if response.take(output):
-                self._inbox.put(Cancel(output.id, output.choice))
+            if response.take(told) if isinstance(told, Output) else response.advance(choice, told):
+                self._inbox.put(Cancel(response_id, choice))
         except (KeyboardInterrupt, SystemExit):
             raise
         except (
             BaseException
         ) as error:  # a tokenizer's panic is no Exception; it ends this request and no other
-            logger.exception("%s: its text could not be made", output.id)
-            self._inbox.put(Cancel(output.id))
+            logger.exception("%s: its text could not be made", response_id)
+            self._inbox.put(Cancel(response_id))
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
-        if response.done:
+        if response.log.is_sealed:
             self._over(response)
 
     def _feed(self) -> None:

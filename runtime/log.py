@@ -40,15 +40,21 @@ class Log:
         if self.is_sealed:
             self.num_discarded += 1
             return False
-        assert event.seq == self.last_seq + 1
         self._events.append(event)
-        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids) + _scores_bytes(event)
+        assert event.seq == len(self._events)
+        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
+        if event.logprobs or event.prompt_logprobs:
+            self.num_bytes += _scores_bytes(event)
         self.is_sealed = event.kind == "done"
+        if self._waiters:
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters.clear()
-        return True
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""

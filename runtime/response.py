@@ -39,17 +39,22 @@ class Choice:
 
     def take(self, output: Output) -> None:
         """Add an output's tokens up to the one with which a stop string is complete."""
+        hidden = None if self._params.include_stop_str_in_output else output.matched
         for position, token in enumerate(output.tokens):
-            self._tokens.append(token)
-            self.num_tokens += 1
             if self._logprobs is not None and position < len(output.logprobs):
                 self._logprobs.append(output.logprobs[position])
-            if token != output.matched or self._params.include_stop_str_in_output:
-                self._push(token)
+            self.add(token, shows=token != hidden)
             if self.finish_reason is not None:
                 return
         if output.finish_reason is not None:
             self.finish(output.finish_reason, output.matched)
+
+    def add(self, token: int, *, shows: bool = True) -> None:
+        """One more token; its text is not shown if it is an end id that stays hidden."""
+        self._tokens.append(token)
+        self.num_tokens += 1
+        if shows and self._params.detokenize:
+            self._show((self._detokenizer or self._take_out()).push((token,)))
 
     def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
         """End the choice, with the text that was held back: the end may still complete a stop string."""
@@ -64,39 +69,30 @@ class Choice:
         """Whether enough is new for a delta."""
         return len(self._tokens) >= self._params.stream_interval
 
-    def collect(self) -> dict[str, Any]:
-        """What is new, as an event's fields."""
-        fields = dict(
-            index=self.index,
-            text=self._text,
-            token_ids=tuple(self._tokens),
-            logprobs=None if self._logprobs is None else tuple(self._logprobs),
-        )
-        self._text, self._tokens = "", []
+    def collect(self) -> tuple[int, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None]:
+        """What is new, as an event's fields: `index`, `text`, `token_ids` and `logprobs`."""
+        text, tokens, logprobs = self._text, tuple(self._tokens), None
+        self._text = ""
+        self._tokens.clear()
         if self._logprobs is not None:
-            self._logprobs = []
-        return fields
+            logprobs = tuple(self._logprobs)
+            self._logprobs.clear()
+        return self.index, text, tokens, logprobs
 
     def put_away(self) -> None:
         """Free what only an open choice needs; a kept response is its log."""
         self._detokenizer = self._stops = None
-
-    def _push(self, token: int) -> None:
-        if not self._params.detokenize:
-            return
-        if self._detokenizer is None:
-            self._detokenizer = self._take_out()
-        self._show(self._detokenizer.push((token,)))
 
     def _take_out(self) -> Detokenizer:
         """With the first token and not before, so that what waits costs no more than its prompt."""
         params = self._params
         if params.stops:
             self._stops = StopMatcher(params.stops, include=params.include_stop_str_in_output)
-        return self._tokenizer.detokenizer(
+        self._detokenizer = self._tokenizer.detokenizer(
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
+        return self._detokenizer
 
     def _show(self, text: str) -> None:
         if self._stops is None or self.num_tokens < self._params.min_tokens:
@@ -196,7 +192,7 @@ class Response:
     def take(self, output: Output) -> bool:
         """Take in a worker's output. True if the choice's row should now be cancelled: a stop string ended it."""
         choice = self._choices[output.choice]
-        if self.done or choice.finish_reason is not None:
+        if choice.finish_reason is not None or self.log.is_sealed:
             self.log.num_discarded += 1
             return False
         if output.cached_tokens is not None and output.choice == 0:
@@ -211,8 +207,23 @@ class Response:
         if choice.finish_reason is not None:
             self._finish(choice)
         elif choice.is_due:
-            self._append("delta", **choice.collect())
+            self._append("delta", *choice.collect())
         return choice.finish_reason is not None and output.finish_reason is None
+
+    def advance(self, index: int, token: int) -> bool:
+        """Take in one token of which nothing else is to be told. True as from `take`."""
+        choice = self._choices[index]
+        if choice.finish_reason is not None or self.log.is_sealed:
+            self.log.num_discarded += 1
+            return False
+        self._time(index, self._clock() - self.request.arrival)
+        choice.add(token)
+        if choice.finish_reason is not None:
+            self._finish(choice)
+            return True
+        if choice.is_due:
+            self.log.append(Event(self.id, self.log.last_seq + 1, "delta", *choice.collect()))
+        return False
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Finish what is still open with `reason`, and seal the log."""
@@ -234,7 +245,7 @@ class Response:
         return Usage(self.prompt_tokens, generated, self._cached_tokens)
 
     def _finish(self, choice: Choice) -> None:
-        self._append("finish", finish_reason=choice.finish_reason, matched=choice.matched, **choice.collect())
+        self._append("finish", *choice.collect(), finish_reason=choice.finish_reason, matched=choice.matched)
         choice.put_away()
         self._last_reason = choice.finish_reason or self._last_reason
         self._open -= 1
@@ -260,8 +271,8 @@ class Response:
             self._gaps.append(now_s - self._last_token_s)
         self._last_token_s = now_s
 
-    def _append(self, kind: Any, **fields: Any) -> None:
-        self.log.append(Event(self.id, self.log.last_seq + 1, kind, **fields))
+    def _append(self, kind: Any, *fields: Any, **more: Any) -> None:
+        self.log.append(Event(self.id, self.log.last_seq + 1, kind, *fields, **more))
 
 
 def _percentiles(gaps: array[float]) -> tuple[float | None, float | None]:

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from spelled import spelled
 
 from jitney.runtime.batch import Capacity
-from jitney.runtime.messages import Opened, Output, Report, SchedulerStats, Stopped
+from jitney.runtime.messages import Advance, Opened, Output, Report, SchedulerStats, Stopped
 from jitney.runtime.portions import MAX_OUTPUTS, Portions
 
 
@@ -68,3 +69,15 @@ def test_a_closed_loop_takes_nothing() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
     assert not Portions(loop, lambda news: None).post(report(1, 1))
+
+
+async def test_news_of_many_choices_is_cut_as_well() -> None:
+    taken: list[Any] = []
+    portions = Portions(asyncio.get_running_loop(), taken.append)
+    names = tuple((f"r{row}", 0) for row in range(2 * MAX_OUTPUTS + 1))
+    advance = Advance(names, list(range(len(names))))
+    portions.post(Report([Output("first", 0), advance], SchedulerStats()))
+    await turns(10)
+    assert [len(spelled(each.outputs)) for each in taken] == [1, MAX_OUTPUTS, MAX_OUTPUTS, 1]
+    told = spelled([output for each in taken[1:] for output in each.outputs])
+    assert told == spelled([advance])

@@ -9,7 +9,7 @@ import pytest
 from simulated_rows import Simulation, random_request, solo
 from spelled import spelled
 
-from jitney.runtime.batch import Batch, Capacity, RowOutcome, RowSampling, TokenLogprobs
+from jitney.runtime.batch import Batch, Capacity, Decoded, RowOutcome, RowSampling, TokenLogprobs
 from jitney.runtime.messages import Generate, Output
 from jitney.runtime.scheduler import Scheduler
 
@@ -165,6 +165,57 @@ def test_a_rows_fault_ends_it_alone() -> None:
     assert (told.id, told.finish_reason, told.error, other.finish_reason) == ("a", "error", "NaN", None)
     _, heard = run(made)
     assert {output.id for output in heard} == {"b"}
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_tokens_in_columns_count_as_those_that_come_alone(shuffled: bool) -> None:
+    """An end id, a row of which more is told and a fault, in any order of the slots."""
+    made = scheduler()
+    for n in range(4):
+        made.add(
+            request(str(n), tokens=9, arrival=float(n), sampling=RowSampling(seed=1, end_token_ids=(5,)))
+        )
+    first = made.plan()
+    assert first is not None
+    made.commit(outcomes(first))
+    batch = made.plan()
+    assert batch is not None and len(batch.decodes) == 4
+    pairs = list(zip(batch.decodes, (8, 5, 7, 6), strict=True))
+    slots, tokens = zip(*(reversed(pairs) if shuffled else pairs), strict=True)
+    scores = (TokenLogprobs(4, -1.0),)
+    told = made.commit(
+        [
+            RowOutcome(pairs[2][0], (4,), scores),
+            Decoded(slots, tokens),
+            RowOutcome(pairs[3][0], error="NaN"),
+        ]
+    )
+    made.check()
+    heard = {output.id: (output.tokens, output.finish_reason, output.logprobs) for output in spelled(told)}
+    assert heard == {
+        "0": ((8,), None, ()),
+        "1": ((5,), "stop_token", ()),
+        "2": ((4,), None, scores),
+        "3": ((), "error", ()),
+    }
+
+
+def test_a_steady_step_plans_the_same_rows_without_a_look_at_them() -> None:
+    made = Scheduler(Capacity(400, 64, 8))
+    for n in range(8):
+        made.add(request(str(n), prompt=8, tokens=40, arrival=float(n)))
+    first = made.plan()
+    assert first is not None
+    made.commit(outcomes(first))
+    plans = []
+    for _ in range(30):
+        batch = made.plan()
+        assert batch is not None
+        plans.append(batch)
+        (advance,) = made.commit([Decoded(batch.decodes, [9] * 8)])
+        assert [output.tokens for output in spelled([advance])] == [(9,)] * 8
+        made.check()
+    assert all(batch.decodes is plans[0].decodes and not batch.grown for batch in plans)
 
 
 def test_a_ghost_keeps_its_pages_until_its_launches_are_done() -> None:
