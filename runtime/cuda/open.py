@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 
@@ -37,11 +38,14 @@ from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, up_width
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
+from .streamed import CardCopies, PlacedWeights, StreamedWeights
 
 PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+TOLD_GRAPHS = 10
+"""Between two lines of the log."""
 INTERPRETED_PROCESSORS = 2
 """What Triton's interpreter is taken to have: every program costs it time."""
 
@@ -118,8 +122,11 @@ def build_step(
         max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
-    for _ in range(sum(1 for _ in _needed(ladder)) if device.type == "cuda" else 0):
+    needed = sum(1 for _ in _needed(ladder)) if device.type == "cuda" else 0
+    for number in range(needed):
         step.prepare()
+        if (number + 1) % TOLD_GRAPHS == 0 or number + 1 == needed:
+            logger.info("%d of %d graphs captured", number + 1, needed)
     return step
 
 
@@ -185,12 +192,15 @@ def _load(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Layers:
-    if isinstance(weights, RandomWeights):
-        weights.device = str(device)
     pack = _pack_fp8 if config.quantize == "fp8" else _pack
-    return load_layers(
-        model, weights, pack, dtype, sizes.context, device=device, rope_dtype=torch.float32
-    )  # fmt: skip
+    with ExitStack() as stack:
+        if isinstance(weights, RandomWeights):
+            weights.device = str(device)
+        elif device.type == "cuda" and isinstance(weights, PlacedWeights):
+            weights = stack.enter_context(StreamedWeights(weights, CardCopies(device)))
+        return load_layers(
+            model, weights, pack, dtype, sizes.context, device=device, rope_dtype=torch.float32
+        )
 
 
 def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -7,20 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .safetensors_weights import STORED_BYTES, Entry, read_header
+from .safetensors_weights import STORED_BYTES, TORCH_NAMES, Entry, Place, placed, read_header
 
 if TYPE_CHECKING:
     import torch
-
-_TORCH_NAMES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I8": "int8",
-    "F8_E4M3": "float8_e4m3fn",
-    "I32": "int32",
-    "I64": "int64",
-}
 
 
 class MappedTensors:
@@ -53,10 +43,13 @@ class MappedTensors:
                 self._bytes = torch.from_file(str(self._path), False, size, dtype=torch.uint8)
             except (OSError, RuntimeError) as error:
                 raise ModelError(f"{self._path}: cannot be mapped: {error}") from error
-        kind: torch.dtype = getattr(torch, _TORCH_NAMES[entry.dtype])
+        kind: torch.dtype = getattr(torch, TORCH_NAMES[entry.dtype])
         start, end = (self._start + offset for offset in entry.data_offsets)
         stored = self._bytes[start:end]
         return (stored if start % kind.itemsize == 0 else stored.clone()).view(kind).view(entry.shape)
+
+    def place(self, name: str) -> Place:
+        return placed(self._path, self._start, self._entry(name))
 
     def _entry(self, name: str) -> Entry:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ModelError
+from .safetensors_weights import Place
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,10 @@ class StoredTensors(Protocol):
     def dtype(self, name: str) -> str: ...
 
     def get(self, name: str) -> torch.Tensor: ...
+
+    def place(self, name: str) -> Place | None:
+        """Where the bytes lie; None where they lie in no file as they are meant."""
+        ...
 
 
 class QuantizedWeights:
@@ -75,6 +80,10 @@ class QuantizedWeights:
             values = unpacked(self._stored.get(base + PACKED))
             return (values.view(*scale.shape, -1).float() * scale[:, :, None]).flatten(1)
         return self._stored.get(name).float() * scale
+
+    def place(self, name: str) -> Place | None:
+        self.shape(name)
+        return None if name in self._scaled else self._stored.place(name)
 
     def rounded(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The int8 matrix [out, in] and its scales [out], float32; None where it is stored otherwise."""

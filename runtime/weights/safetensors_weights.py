@@ -22,6 +22,27 @@ STORED_BYTES = FLOAT_BYTES | {"I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
 
 
+TORCH_NAMES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "I32": "int32",
+    "I64": "int64",
+}
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a tensor's bytes lie, contiguous: [start, start + num_bytes) of a file. `dtype` as torch names it."""
+
+    path: Path
+    start: int
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class Entry(msgspec.Struct, frozen=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
@@ -39,8 +60,10 @@ class SafetensorsWeights:
         self.source = str(directory)
         self._files: dict[str, Path] = {}
         self._entries: dict[str, Entry] = {}
+        self._starts: dict[Path, int] = {}
         for path in _files(directory):
-            for name, entry in read_header(path, kinds)[0].items():
+            entries, self._starts[path] = read_header(path, kinds)
+            for name, entry in entries.items():
                 if name in self._files:
                     raise ModelError(f"{path}: the tensor {name} is also in {self._files[name].name}")
                 self._files[name], self._entries[name] = path, entry
@@ -67,11 +90,19 @@ class SafetensorsWeights:
             raise ModelError(f"{path}: tensor {name}: {error}") from error
         return tensor
 
+    def place(self, name: str) -> Place:
+        return placed(self._files[name], self._starts[self._files[name]], self._entry(name))
+
     def _entry(self, name: str) -> Entry:
         try:
             return self._entries[name]
         except KeyError:
             raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+
+
+def placed(path: Path, data_start: int, entry: Entry) -> Place:
+    start, end = entry.data_offsets
+    return Place(path, data_start + start, end - start, TORCH_NAMES[entry.dtype], entry.shape)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..errors import ModelError
 from ..model.config import ModelConfig
 from .quantized_weights import StoredTensors
+from .safetensors_weights import Place
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,20 @@ class SplitRows:
         fused, row, rows = self._found(name)
         tensor = self._stored.get(fused)
         return tensor if rows < 0 else tensor[row : row + rows]
+
+    def place(self, name: str) -> Place | None:
+        """A part's rows lie together."""
+        fused, row, rows = self._found(name)
+        whole = self._stored.place(fused)
+        if whole is None or rows < 0:
+            return whole
+        row_bytes = whole.num_bytes // whole.shape[0]
+        return msgspec.structs.replace(
+            whole,
+            start=whole.start + row * row_bytes,
+            num_bytes=rows * row_bytes,
+            shape=(rows, *whole.shape[1:]),
+        )
 
     def _found(self, name: str) -> tuple[str, int, int]:
         try:
