@@ -32,7 +32,7 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.server import serve as websockets_serve
 
 from jitney.runtime import DynamicEngine, EngineConfig
-from jitney.runtime.batch import Batch, Capacity, RowOutcome
+from jitney.runtime.batch import Batch, Capacity, Decoded, Outcomes, RowOutcome
 from jitney.runtime.testing import Script, ScriptedBackend
 from jitney.streaming import create_app
 from jitney.streaming.serve import serve
@@ -51,12 +51,13 @@ class PacedStep:
         self._next = time.monotonic()
 
     def launch(self, batch: Batch) -> Any:
-        return [chunk.slot for chunk in batch.chunks if chunk.samples] + list(batch.decodes)
+        return batch
 
-    def collect(self, ticket: Any) -> list[RowOutcome]:
+    def collect(self, ticket: Any) -> Outcomes:
         self._next = max(self._next + self._period_s, time.monotonic())
         time.sleep(max(0.0, self._next - time.monotonic()))
-        return [RowOutcome(slot, (97,)) for slot in ticket]
+        filled = [RowOutcome(chunk.slot, (97,)) for chunk in ticket.chunks if chunk.samples]
+        return [*filled, Decoded(ticket.decodes, [97] * len(ticket.decodes))]
 
     def prepare(self) -> bool:
         return False

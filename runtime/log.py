@@ -105,6 +105,9 @@ def merged(events: Iterable[Event]) -> list[Event]:
     Deltas of different choices are not reordered, so that every event covers all up to its seq, and a reader that
     comes back with `after=seq` misses and repeats nothing.
     """
+    events = list(events)
+    if len(events) < 2:
+        return events
     runs: list[list[Event]] = []
     for event in events:
         last = runs[-1][-1] if runs else None
