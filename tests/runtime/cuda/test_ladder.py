@@ -1,0 +1,83 @@
+"""Sizes of passes: the smallest that holds a batch, and among those that are recorded wherever one is."""
+
+from __future__ import annotations
+
+import pytest
+
+from jitney.runtime.cuda.forward import Pass
+from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, TOKEN_BUCKETS, Ladder
+from jitney.runtime.cuda.sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes, region_words, slot_regions
+
+
+def sizes(max_rows: int = 256, prefill_tokens: int = 8192, context: int = 4096) -> Sizes:
+    return Sizes(context=context, max_rows=max_rows, prefill_tokens=prefill_tokens, num_pages=100)
+
+
+EVERY = [(1, 64), (3, 64), (8, 200), (17, 512), (100, 4096), (256, 8192), (300, 16), (512, 5000)]
+
+
+def asked(ladder: Ladder, rows: int, tokens: int, chunks: int) -> Pass:
+    return ladder.size(rows, tokens, chunks, cuts=False, full=False, fresh=False)
+
+
+@pytest.mark.parametrize(("max_rows", "prefill_tokens"), EVERY)
+def test_every_batch_has_a_size_that_holds_it(max_rows: int, prefill_tokens: int) -> None:
+    bounds = sizes(max_rows, prefill_tokens)
+    ladder = Ladder(bounds)
+    tokens_tried = {0, 1, 15, 16, 17, prefill_tokens // 2, prefill_tokens - 1, prefill_tokens}
+    for rows in {0, 1, max_rows // 2, max_rows - 1, max_rows}:
+        for tokens in {min(tokens, prefill_tokens) for tokens in tokens_tried}:
+            for chunks in {1, FEW_CHUNKS, FEW_CHUNKS + 1, CHUNK_ROWS} if tokens else {0}:
+                if not rows and not tokens:
+                    continue
+                size = asked(ladder, rows, tokens, chunks)
+                assert size.rows >= rows and size.tokens >= tokens and size.chunks >= chunks
+                assert size.num_tokens <= bounds.max_tokens
+                assert size.num_samples <= bounds.max_samples
+
+
+@pytest.mark.parametrize(("max_rows", "prefill_tokens"), EVERY)
+def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_tokens: int) -> None:
+    ladder = Ladder(sizes(max_rows, prefill_tokens))
+    recorded = {*ladder.mixed(), *ladder.decoding(), *ladder.decoding(cuts=True), *ladder.decoding(full=True)}
+    for rows in range(1, max_rows + 1):
+        for cuts, full in ((False, False), (True, False), (False, True), (True, True)):
+            size = ladder.size(rows, 0, 0, cuts=cuts, full=full, fresh=False)
+            assert size in recorded
+        for tokens in (1, 64, 500, 4096):
+            if tokens <= min(prefill_tokens, TOKEN_BUCKETS[-1]) and tokens <= max(
+                bucket for bucket in TOKEN_BUCKETS if bucket <= prefill_tokens
+            ):
+                assert asked(ladder, rows, tokens, FEW_CHUNKS) in recorded
+
+
+def test_it_is_recorded_from_large_to_small() -> None:
+    ladder = Ladder(sizes())
+    decoding = [size.rows for size in ladder.decoding()]
+    assert decoding == sorted(decoding, reverse=True) and decoding[0] == 256 and decoding[-1] == 1
+    mixed = [(size.tokens, size.rows) for size in ladder.mixed()]
+    assert mixed == sorted(mixed, reverse=True)
+
+
+def test_a_pass_without_a_graph_is_padded_little() -> None:
+    size = asked(Ladder(sizes()), 3, 5000, 2)
+    assert size.tokens == -(-5000 // EAGER_STEP) * EAGER_STEP and size.chunks == CHUNK_ROWS and size.rows == 4
+
+
+def test_only_a_pass_without_a_graph_knows_that_it_is_fresh() -> None:
+    ladder = Ladder(sizes())
+    assert ladder.size(0, 5000, 1, cuts=False, full=False, fresh=True).fresh
+    assert not ladder.size(0, 50, 1, cuts=False, full=False, fresh=True).fresh
+
+
+def test_rows_are_bounded_by_what_was_asked_for() -> None:
+    assert sizes(max_rows=100).row_buckets == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
+    assert sizes(max_rows=1).row_buckets == (1,)
+    assert sizes(max_rows=600).row_buckets[-2:] == (512, 600)
+
+
+def test_slots_and_pages() -> None:
+    bounds = sizes(max_rows=10, context=130)
+    assert bounds.num_slots == 11 and bounds.pages_per_row == -(-130 // PAGE_TOKENS)
+    assert slot_regions(bounds)["tables"] == (11, 3)
+    assert [region_words(shape) for shape in ((1,), (64,), (65,), (2, 40), ())] == [64, 64, 128, 128, 64]

@@ -1,0 +1,114 @@
+"""The rings between host and device: blocks of changes on their way in, results on their way out, recorded passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from jitney.runtime.cuda import staging as staging_module
+from jitney.runtime.cuda.arena import Arena, Patch
+from jitney.runtime.cuda.forward import Pass
+from jitney.runtime.cuda.graphs import Graphs, plain_recorder
+from jitney.runtime.cuda.outbox import Outbox
+from jitney.runtime.cuda.staging import Staging
+from jitney.runtime.kernels.rows import RING
+
+CPU = torch.device("cpu")
+
+
+class LateDevice:
+    """Reads a staging block only when its event is waited for: what was overwritten before shows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.num_waits = 0
+        monkeypatch.setattr(staging_module, "apply_patch", self.read)
+
+    def read(self, words: torch.Tensor, block: torch.Tensor, count: int) -> None:
+        self.pending.append((words, block, count))
+
+    def synchronize(self, number: int) -> None:
+        self.num_waits += 1
+        while self.pending and number:
+            words, block, count = self.pending.pop(0)
+            words[block[0, :count].long()] = block[1, :count]
+            number -= 1
+
+
+class Event:
+    def __init__(self, device: LateDevice) -> None:
+        self._device, self._number = device, 0
+
+    def record(self) -> None:
+        self._number = len(self._device.pending)
+
+    def synchronize(self) -> None:
+        self._device.synchronize(self._number)
+        self._number = 0
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 4])
+def test_no_block_is_written_before_it_was_read(monkeypatch: pytest.MonkeyPatch, num_blocks: int) -> None:
+    arena = Arena()
+    arena.region("values", 1, 200)
+    arena.allocate(CPU)
+    device = LateDevice(monkeypatch)
+    staging = Staging(arena, num_blocks, capacity=16)
+    staging._read = [Event(device) for _ in range(num_blocks)]  # type: ignore[misc]
+    for first in range(0, 200, 50):
+        patch = Patch(arena)
+        patch.write("values", 0, range(first, first + 50), at=first)
+        staging.apply(patch)
+        assert len(device.pending) <= num_blocks
+    device.synchronize(len(device.pending))
+    assert arena.tensor("values")[0].tolist() == list(range(200))
+
+
+def publish(outbox: Outbox, count: int, value: int) -> None:
+    outbox.ring[count % RING] = value
+
+
+def test_results_are_read_in_any_order_and_once_for_all() -> None:
+    outbox = Outbox(3, CPU)
+    postings = []
+    for number in range(4):
+        publish(outbox, number, number)
+        postings.append(outbox.posted(2))
+    assert [int(postings[i].read()[0, 0]) for i in (2, 0, 3, 1)] == [2, 0, 3, 1]
+    assert postings[0].read().shape == (2, 2)
+    assert postings[0].read() is postings[0].read()
+
+
+def test_a_result_that_nobody_read_is_kept_when_its_turn_comes_again() -> None:
+    outbox = Outbox(1, CPU)
+    postings = []
+    for number in range(3 * RING):
+        publish(outbox, number, number)
+        postings.append(outbox.posted(1))
+    assert [int(posting.read()[0, 0]) for posting in postings] == list(range(3 * RING))
+
+
+def test_after_a_fault_it_goes_on_where_the_device_is() -> None:
+    outbox = Outbox(1, CPU)
+    outbox.posted(1)
+    outbox.restart(5)
+    publish(outbox, 5, 77)
+    assert int(outbox.posted(1).read()[0, 0]) == 77
+
+
+def test_passes_are_recorded_one_by_one_and_then_replayed() -> None:
+    computed: list[Pass] = []
+    large, small, other = (Pass(rows, 0, 0, False, False) for rows in (8, 1, 3))
+    graphs = Graphs(computed.append, [large, small], plain_recorder)
+    graphs.run(small)
+    assert computed == [small] and graphs.num_missing == 2
+    assert graphs.record_next() and computed[-1] == large
+    assert graphs.record_next() and not graphs.record_next()
+    before = len(computed)
+    graphs.run(large)
+    graphs.run(other)
+    assert computed[before:] == [large, other]
+    graphs.clear()
+    assert graphs.num_missing == 0 and not graphs.record_next()
