@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..runtime.backend import Message
+from ..runtime.errors import QueueFull
 from ..runtime.intake import Prompt
 from ..runtime.response import Response
 from .entry import Entry
@@ -126,6 +127,11 @@ class Registry:
         for response in entry.responses:
             response.forget()
 
+    def check_room(self, principal: Principal) -> None:
+        """Raises `QueueFull` where no further unread answer of the owner may go on."""
+        if len(self._unread(principal.owner)) >= self._max_detached:
+            raise QueueFull(f"{self._max_detached} unread answers go on, the most that may")
+
     @contextmanager
     def reading(self, entry: Entry) -> Iterator[None]:
         """Around the time in which a client is there to read the answer."""
@@ -139,15 +145,14 @@ class Registry:
                 self._leave(entry)
 
     def _leave(self, entry: Entry) -> None:
-        mode, unread = entry.on_disconnect.mode, self._detached.setdefault(entry.principal.owner, set())
-        unread -= {entry_id for entry_id in unread if self._is_over(entry_id)}
+        mode, unread = entry.on_disconnect.mode, self._unread(entry.principal.owner)
         if mode != "cancel" and len(unread) >= self._max_detached:
             logger.info("%s is cancelled: %d unread answers of its owner go on", entry.id, len(unread))
             mode = "cancel"
         if mode == "cancel":
             self._cancel(entry)
             return
-        unread.add(entry.id)
+        self._detached[entry.principal.owner] = unread | {entry.id}
         if mode == "detach":
             loop = asyncio.get_running_loop()
             entry.timer = loop.call_later(entry.on_disconnect.detach_s, self._cancel, entry)
@@ -168,9 +173,10 @@ class Registry:
         if not entry.has_begun and not entry.is_beginning:
             self._drop(entry)
 
-    def _is_over(self, entry_id: str) -> bool:
-        entry = self._entries.get(entry_id)
-        return entry is None or entry.is_over
+    def _unread(self, owner: tuple[str, str]) -> set[str]:
+        """Those that go on."""
+        left = (self._entries.get(entry_id) for entry_id in self._detached.get(owner, ()))
+        return {entry.id for entry in left if entry is not None and not entry.is_over}
 
     def _expire(self, entry: Entry) -> None:
         """The engine keeps it no longer."""

@@ -50,6 +50,8 @@ class Responses:
         if delivery.credit is not None:
             raise RequestError("jitney.credit: belongs to the WebSocket", field="jitney.credit")
         entry, registry = self._entry(create, principal), self._service.registry
+        if create.request.background:
+            registry.check_room(principal)
         with registry.reading(registry.open(entry)):
             self._service.start(registry.begin(entry, [create.command(entry.history or ())]))
             await entry.begun()

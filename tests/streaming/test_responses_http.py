@@ -64,6 +64,20 @@ def test_plain_stream_and_socket_tell_the_same(monkeypatch: pytest.MonkeyPatch) 
     simulate(monkeypatch, body)
 
 
+def test_background_answers_beyond_the_bound_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken in and cancelled at once, since nobody reads them."""
+
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        app.state.service.registry._max_detached = 1
+        _, begun = await ask(app, "POST", ROUTE, {**LONG, "background": True})
+        status, refused = await ask(app, "POST", ROUTE, {**LONG, "background": True})
+        assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
+        await ask(app, "POST", f"{ROUTE}/{begun['id']}/cancel")
+        assert (await ask(app, "POST", ROUTE, {**LONG, "background": True}))[0] == 200
+
+    simulate(monkeypatch, body)
+
+
 def test_background_answers_are_polled_followed_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         status, begun = await ask(app, "POST", ROUTE, {**LONG, "background": True})
