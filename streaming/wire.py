@@ -137,12 +137,17 @@ class FrameProtocol(WebSocketsSansIOProtocol):
 
 
 class _Quiet(logging.LoggerAdapter[logging.Logger]):
-    """Without the line that uvicorn writes for each handshake: it shows the query."""
+    """Without the line that uvicorn writes for each handshake, which shows the query, and the traceback that it writes
+    for text that is not UTF-8, which is the client's fault."""
 
     level = logging.WARNING
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         pass
+
+    def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
+        if not str(msg).startswith("Invalid UTF-8"):
+            super().exception(msg, *args, **kwargs)
 
 
 def _header(length: int) -> bytes:

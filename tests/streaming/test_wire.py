@@ -175,7 +175,9 @@ BIG = 100_001
     ],
     ids=range(23),
 )
-async def test_broken_traffic_is_closed_with_the_right_code(sent: bytes, code: int) -> None:
+async def test_broken_traffic_is_closed_with_the_right_code(
+    sent: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(listen) as url:
         async with RawWebSocket(url) as ws:
             ws.write(sent)
@@ -183,6 +185,9 @@ async def test_broken_traffic_is_closed_with_the_right_code(sent: bytes, code: i
         async with RawWebSocket(url) as ws:  # it still serves
             ws.write(frame(TEXT, b"still there?"))
             assert await ws.read() == (TEXT, b"ok")
+    assert not [record for record in caplog.records if record.exc_info], (
+        "no client fills the log with tracebacks"
+    )
 
 
 @pytest.mark.parametrize(
