@@ -33,6 +33,12 @@ def plan(
     kv_dtype: Annotated[
         Literal["auto", "fp8"], typer.Option(help="What keys and values are kept in.")
     ] = "auto",
+    mode: Annotated[
+        Literal["auto", "fast", "deterministic"], typer.Option(help="As for jitney serve.")
+    ] = "auto",
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one step.  [default: 8192]")
+    ] = None,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures there too.")] = None,
 ) -> None:
     """Size an engine for a card: bytes by purpose, and how many tokens its pages hold. Reads only headers."""
@@ -42,7 +48,7 @@ def plan(
 
     config = EngineConfig(
         max_rows=max_rows, max_context=max_context, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype,
-        memory_bytes=memory,
+        memory_bytes=memory, mode=mode, max_batch_tokens=max_batch_tokens,
     )  # fmt: skip
     shape = getattr(resolve(model), "config", None)
     if shape is None:

@@ -116,7 +116,9 @@ def serve(
         columns = _measured(ours, load, ["ws", "sse"] if transport == "both" else [transport], "jitney", name)
         if against is not None:
             longest = input_length + output_length + SPARE_TOKENS
-            columns |= _measured(vllm_server(path, load_format, longest), load, ["sse"], against, name)
+            columns |= _measured(
+                vllm_server(path, engine, load_format, longest), load, ["sse"], against, name
+            )
         alone = _alone(path, load, max_rows, settings) if offline and url is None else None
     title = f"{random_shape or model}: {count} requests of {input_length} tokens in, {output_length} out"
     _show(title, load, columns, alone)

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 
 from ....runtime.errors import JitneyError
+from ..engine_options import EngineOptions
 from ..settings import ELSEWHERE, PREFIX
 
 START_S = 600.0
@@ -54,7 +55,7 @@ def jitney_server(model: str, flags: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def vllm_server(model: str, load_format: str, max_len: int) -> Iterator[str]:
+def vllm_server(model: str, engine: EngineOptions, load_format: str, max_len: int) -> Iterator[str]:
     """vLLM's OpenAI server at its defaults, but for the prefix cache. Raises `JitneyError` where it is missing."""
     if find_spec("vllm") is None:
         raise JitneyError("vllm is not installed")
@@ -62,7 +63,8 @@ def vllm_server(model: str, load_format: str, max_len: int) -> Iterator[str]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--port", str(port), "--host", "127.0.0.1",
         "--served-model-name", SERVED, "--max-model-len", str(max_len), "--no-enable-prefix-caching",
-        "--load-format", "dummy" if load_format == "random" else "auto",
+        "--load-format", "dummy" if load_format == "random" else "auto", "--dtype", engine.dtype,
+        "--kv-cache-dtype", engine.kv_dtype, *(("--quantization", engine.quantize) if engine.quantize else ()),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
