@@ -196,7 +196,8 @@ class Scheduler:
         return True
 
     def _grow(self, row: Sequence, length: int, grown: Grown) -> bool:
-        """See to it that pages hold `length` positions, preempting the last rows in order. False: not now."""
+        """See to it that pages hold `length` positions, preempting the last rows in order. The pages that are
+        full become findable. False: not now."""
         missing = self.seating.num_pages(length) - len(row.pages)
         while not self.seating.has_room(missing):
             if self._roster.leaving:
