@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from ..runtime.backend import Backend
-from ..runtime.errors import EngineClosed, RequestError
+from ..runtime.errors import EngineClosed, InvalidField, RequestError
 from .access.quotas import Quotas, Wishes, granted
 from .ledger import Ledger
 from .metrics import Metrics
@@ -81,6 +81,8 @@ class Service:
             options = {**generate.options(), **self._terms(generate, principal)}
             with self.ledger.opening(name, principal):
                 return await self.engine.submit(generate.prompt, generate.params, response_id=name, **options)
+        except InvalidField as exc:
+            raise exc.renamed(generate.spelled.get(exc.field or "", exc.field or "")) from None
         except RequestError as exc:
             exc.field = generate.spelled.get(exc.field or "", exc.field)
             raise
