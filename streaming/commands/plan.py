@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ...runtime.errors import InvalidField
-from .options import Dtype, Model, num_bytes
+from .benches.shapes import RandomShape, subject
+from .options import DEFAULT_MODEL, Dtype, Model, num_bytes
 
 
 def plan(
-    model: Model,
+    model: Model = DEFAULT_MODEL,
+    random_shape: RandomShape = None,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -50,12 +52,13 @@ def plan(
         max_rows=max_rows, max_context=max_context, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype,
         memory_bytes=memory, mode=mode, max_batch_tokens=max_batch_tokens,
     )  # fmt: skip
-    shape = getattr(resolve(model), "config", None)
+    with subject(model, random_shape) as (path, load_format):
+        shape = getattr(resolve(path, random_weights=load_format == "random"), "config", None)
     if shape is None:
         raise InvalidField("MODEL", "a model that a card serves", model)
     is_wide = dtype == "float32" or (dtype == "auto" and shape.dtype == "float32")
     made = plan_device(shape, config, memory or _free_bytes(), value_bytes=4 if is_wide else 2)
-    Console(highlight=False, markup=False).print(_table(model, made))
+    Console(highlight=False, markup=False).print(_table(random_shape or model, made))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
 

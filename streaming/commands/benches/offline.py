@@ -18,8 +18,7 @@ from ..workload import EngineName, Job, Measured, lengths
 from .lists import LISTS
 from .process import run_alone
 from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
-from .shapes import subject
-from .step import RandomShape
+from .shapes import RandomShape, subject
 
 OURS: tuple[EngineName, ...] = ("dynamic", "static", "transformers")
 MOST_ROWS = 256

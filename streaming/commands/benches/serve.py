@@ -22,8 +22,7 @@ from .offline import rates
 from .process import run_alone
 from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
 from .servers import SERVED, jitney_server, vllm_server
-from .shapes import subject
-from .step import RandomShape
+from .shapes import RandomShape, subject
 
 MOST_PROCESSES = 8
 MOST_ROWS = 256

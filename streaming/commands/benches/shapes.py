@@ -10,9 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ....runtime.errors import InvalidField
+
+RandomShape = Annotated[
+    str | None,
+    typer.Option(help="In place of a model: qwen3-0.6b, llama-1b, llama-8b or qwen3-8b, weights random."),
+]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_BYTES = 256

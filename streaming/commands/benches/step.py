@@ -10,17 +10,12 @@ from ..engine_options import EngineOptions, with_engine_options
 from ..options import DEFAULT_MODEL, ModelOption, Threads
 from .process import run_alone
 from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
-from .shapes import subject
+from .shapes import RandomShape, subject
 from .step_process import StepFigures, StepJob, StepResult
 
 HEADINGS = (
     "rows x context", "ms", "p90", "floor ms", "% of roofline", "tokens/s", "host us", "GPU idle %", "prefill tok/s",
 )  # fmt: skip
-
-RandomShape = Annotated[
-    str | None,
-    typer.Option(help="In place of a model: qwen3-0.6b, llama-1b, llama-8b or qwen3-8b, weights random."),
-]
 
 
 def numbers(text: str | list[int]) -> list[int]:
