@@ -204,10 +204,11 @@ def _skinny(task: Task, splits: int = 0) -> Choice:
         is_deep = task.num_inputs <= 4096 and task.num_outputs >= 2048 and rows < 64
         block_n, block_k, warps, stages = 64, 128, 4, 6 if is_deep else 4
         natural, columns = 1 if is_deep or (task.normed and rows == 64) else 2, 512 if is_deep else 256
-    return Choice(
+    wanted = Choice(
         "product", block_n=block_n, block_k=block_k, splits=splits or natural, warps=warps, stages=stages,
         prefetch=columns, rows=rows,
     )  # fmt: skip
+    return wanted if wanted.fits(task) else msgspec.structs.replace(wanted, splits=1)
 
 
 def _wide(task: Task) -> Choice:

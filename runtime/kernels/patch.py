@@ -19,9 +19,11 @@ def _apply(words, offsets, values, count, BLOCK: tl.constexpr):
 
 def apply_patch(words: Tensor, block: Tensor, count: int) -> None:
     """words [n] int32; block [2, capacity] int32, pinned: offsets, then values; each offset stands there once."""
-    if not words.is_cuda:
-        apply_patch_naive(words, block, count)
-        return
+    run = apply_patch_by_kernel if words.is_cuda else apply_patch_naive
+    run(words, block, count)
+
+
+def apply_patch_by_kernel(words: Tensor, block: Tensor, count: int) -> None:
     _apply[(triton.cdiv(count, _BLOCK),)](words, block[0], block[1], count, BLOCK=_BLOCK)
 
 

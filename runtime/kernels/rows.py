@@ -17,7 +17,7 @@ from torch import Tensor
 from .workspace import allocated, for_gathered
 
 RING = 16
-"""Passes whose results the host may leave unread."""
+"""Passes whose results the host may leave unread: a power of two."""
 _BLOCK = 256
 
 
@@ -107,9 +107,11 @@ def _gather(
 
 def gather(state: Slotwise, out: Gathered, num_rows: int, num_tokens: int, num_chunks: int) -> None:
     """Fill `out` for a pass of `num_rows` decode rows and `num_tokens` tokens in all, padding included."""
-    if not state.rows.is_cuda:
-        gather_naive(state, out, num_rows, num_tokens, num_chunks)
-        return
+    run = gather_by_kernel if state.rows.is_cuda else gather_naive
+    run(state, out, num_rows, num_tokens, num_chunks)
+
+
+def gather_by_kernel(state: Slotwise, out: Gathered, num_rows: int, num_tokens: int, num_chunks: int) -> None:
     _gather[(triton.cdiv(num_tokens, _BLOCK),)](
         *state[:6], *out, state.idle, num_rows, num_tokens, num_chunks, state.chunks.stride(0), out.spans.stride(0),
         CHUNKS=triton.next_power_of_2(state.chunks.shape[1]),
@@ -154,7 +156,7 @@ def _publish(
     live = mask & (slot != idle)
     tl.store(last_tokens + slot, token, mask=live)
     tl.store(positions + slot, tl.load(draw_positions + r, mask=mask, other=0), mask=live)
-    entry = ring + ((tl.load(counter) - 1) % RING) * ring_stride
+    entry = ring + ((tl.load(counter) - 1) & (RING - 1)) * ring_stride  # past 2**31 passes too
     tl.store(entry + r, token, mask=mask)
     tl.store(entry + flag_stride + r, tl.load(flags + r, mask=mask, other=0), mask=mask)
 
@@ -163,9 +165,13 @@ def publish(
     tokens: Tensor, flags: Tensor, out: Gathered, state: Slotwise, ring: Tensor, num_rows: int
 ) -> None:
     """tokens, flags [rows] int32, as sampled; ring [RING, 2, most rows] int32, pinned. `num_rows`: sampled rows."""
-    if not tokens.is_cuda:
-        publish_naive(tokens, flags, out, state, ring, num_rows)
-        return
+    run = publish_by_kernel if tokens.is_cuda else publish_naive
+    run(tokens, flags, out, state, ring, num_rows)
+
+
+def publish_by_kernel(
+    tokens: Tensor, flags: Tensor, out: Gathered, state: Slotwise, ring: Tensor, num_rows: int
+) -> None:
     _publish[(1,)](
         tokens, flags, out.row_slots, out.draw_positions, state.positions, state.last_tokens, state.counter, ring,
         state.idle, num_rows, ring.stride(0), ring.stride(1), RING=RING, ROWS=triton.next_power_of_2(num_rows),

@@ -1,0 +1,38 @@
+"""Choices of kernels by rule fit what split products work in, for every shape: what does not would write past it."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+pytest.importorskip("triton")
+
+from jitney.runtime.kernels.choice import MEASURED, Task, default_choice
+
+OUTPUTS = (768, 2048, 32000, 49152, 50257, 57344, 65536, 128256, 151936, 262144)
+INPUTS = (576, 768, 2048, 4096, 8192, 14336)
+ROWS = (1, 8, 16, 17, 32, 48, 64, 65, 1024)
+KINDS = [
+    {},
+    {"normed": True},
+    {"gated": True},
+    {"normed": True, "gated": True},
+    {"added": True},
+]
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_default_choices_stay_within_the_workspace(bits: int) -> None:
+    for (n, k), rows, kind in product(product(OUTPUTS, INPUTS), ROWS, KINDS):
+        task = Task(n, k, rows, bits, **kind)
+        assert default_choice(task).fits(task), task
+
+
+def test_measured_choices_stay_within_the_workspace() -> None:
+    for key, choice in MEASURED.items():
+        shape, _, rows, *_ = key.split("-")
+        n, k = map(int, shape.split("x"))
+        task = Task(n, k, int(rows[1:]), 16, added=True)
+        assert task.key == key
+        assert choice.fits(task)
