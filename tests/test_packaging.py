@@ -34,9 +34,14 @@ def test_every_folder_with_python_is_listed_as_a_package() -> None:
 
 
 def test_every_data_file_is_packaged() -> None:
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    data = [path for name in FOLDERS for path in files(ROOT / name) if not path.endswith(".py")]
-    assert not [path for path in data if not any(fnmatch(Path(path).name, pattern) for pattern in patterns)]
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    data = [(name, path) for name in FOLDERS for path in files(ROOT / name) if not path.endswith(".py")]
+    assert not [
+        path
+        for name, path in data
+        if Path(path).name not in patterns["*"]
+        and not any(fnmatch(path, pattern) for pattern in patterns.get(f"jitney.{name}", ()))
+    ]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
