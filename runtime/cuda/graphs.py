@@ -45,6 +45,12 @@ class Graphs:
         self._replays[size] = self._record(partial(self._run, size))
         return True
 
+    def give_up(self) -> int:
+        """Record no more; gives how many were missing."""
+        count = len(self._missing)
+        self._missing.clear()
+        return count
+
     def clear(self) -> None:
         self._replays.clear()
         self._missing.clear()

@@ -62,8 +62,7 @@ def plan_device(
         raise CannotServe(f"memory_bytes={budget:,}: the card has {free_bytes:,} bytes free")
     context = min(config.max_context or model.max_position, model.max_position)
     rows = config.max_rows or MAX_ROWS
-    tokens = min(config.max_batch_tokens or MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS)
-    tokens = max(tokens, PAGE_TOKENS)
+    tokens = max(config.max_batch_tokens or MAX_PREFILL_TOKENS, PAGE_TOKENS)
     page_bytes = page_elements(model) * (1 if config.kv_dtype == "fp8" else value_bytes)
     one_context = -(-context // PAGE_TOKENS)
     bare = Sizes(context=context, max_rows=rows, prefill_tokens=tokens, num_pages=1)

@@ -48,14 +48,18 @@ class PromptScores:
         tail = self._tails.pop(seat.slot, None)
         end = min(chunk.start + chunk.count, seat.prompt_len)
         self._tails[seat.slot] = hidden[-1:].clone()
-        first = chunk.start if tail is not None else chunk.start + 1
-        states = hidden[: max(0, end - chunk.start - 1)]
-        states = states if tail is None else torch.cat([tail, states])[: max(0, end - first)]
+        known = 0 if tail is None else 1
+        first = chunk.start + 1 - known
         targets = seat.tokens[first:end]
         copies: list[ScoreCopy] = []
         for at in range(0, len(targets), self._most):
-            ids = torch.tensor(targets[at : at + self._most], dtype=torch.int32).to(hidden.device)
-            copies.append(ScoreCopy(self._score(states[at : at + self._most], seat.slot, ids), named=False))
+            few = targets[at : at + self._most]
+            states = hidden[max(0, at - known) : at - known + len(few)]
+            if tail is not None and not at:
+                states = torch.cat([tail, states])
+            ids = torch.tensor(few, dtype=torch.int32, pin_memory=hidden.is_cuda)
+            ids = ids.to(hidden.device, non_blocking=True)
+            copies.append(ScoreCopy(self._score(states, seat.slot, ids), named=False))
         return ChunkScores(
             copies, targets, first - chunk.start, self._most, seat.sampling.prompt_logprobs or 0
         )

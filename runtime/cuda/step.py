@@ -8,8 +8,9 @@ fault of the device shows in either, as an exception, and is final: the state on
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 import torch
@@ -39,6 +40,8 @@ from .scores import ChunkScores, PromptScores, ScoreCopy
 from .sizes import CHUNK_ROWS
 from .staging import Staging
 from .state import SlotState
+
+logger = logging.getLogger("jitney")
 
 Rows = tuple[tuple[int, int], ...]
 """Rows of a pass's results with their slots."""
@@ -191,10 +194,10 @@ class CudaStep:
             error = self._refused.get(slot) or FAULTS.get(int(flags[row]))
             token = int(tokens[row])
             logprobs = self._logprobs(part, row, slot, token)
+            scored = prompts.pop(slot).read() if slot in prompts else ()
             if error:
                 yield RowOutcome(slot, error=error)
             elif row >= decoded or logprobs:
-                scored = prompts.pop(slot).read() if slot in prompts else ()
                 yield RowOutcome(slot, (token,), logprobs, scored)
         for slot, scores in prompts.items():
             yield RowOutcome(slot, prompt_logprobs=scores.read())
@@ -208,36 +211,51 @@ class CudaStep:
     @contextmanager
     def _faults(self) -> Iterator[None]:
         """A fault of the device is final. After any other (no memory for something that a pass wanted) the ring is
-        read from where the device is, which may have stopped anywhere in a pass."""
+        read from where the device is, which may have stopped anywhere in a pass. That waits for the device, and so
+        shows its faults where a library told of them in words of its own."""
         try:
-            yield
+            try:
+                yield
+            except torch.AcceleratorError:
+                raise
+            except Exception:
+                self._settle()
+                raise
         except torch.AcceleratorError as error:
             raise DeviceLost(f"the card failed: {str(error).strip().splitlines()[0]}") from error
-        except Exception:
-            self._settle()
-            raise
 
     @torch.inference_mode()
     def prepare(self) -> bool:
-        """Record one more pass; called while nothing is in flight."""
+        """Record one more pass; called while nothing is in flight. Where there is no memory for more, the passes that
+        are missing are launched one kernel after the other for good."""
         if not self._graphs.num_missing:
             return False
-        with self._faults():
-            self._settle()
-            self._graphs.record_next()
-            self._settle()
+        try:
+            with self._faults():
+                self._settle()
+                self._graphs.record_next()
+                self._settle()
+        except torch.OutOfMemoryError as error:
+            logger.warning("%d passes stay without a graph: %s", 1 + self._graphs.give_up(), error)
         return True
 
+    @torch.inference_mode()
     def _settle(self) -> None:
         """Forget what is staged for the next pass, and read the ring from where the device is."""
+        count = int(self._state.counter)
         patch = Patch(self._arena)
         self._state.rest(patch)
         self._staging.apply(patch)
         self._decodes = NOTHING
-        self._outbox.restart(int(self._state.counter))
+        self._outbox.restart(count)
 
     def close(self) -> None:
-        """Give all device memory back. The step must not be used again."""
+        """Wait for what is in flight, and give all device memory back. The step must not be used again. A device that
+        is lost has been told of already, or will be by whoever uses it next."""
+        on_device = torch.cuda.is_initialized()
+        with suppress(torch.AcceleratorError):
+            if on_device:
+                torch.cuda.current_stream().synchronize()
         self._graphs.clear()
         for part in (
             "_forward",
@@ -251,8 +269,10 @@ class CudaStep:
         ):
             delattr(self, part)
         gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        with suppress(torch.AcceleratorError):
+            if on_device:
+                torch._C._cuda_clearCublasWorkspaces()
+                torch.cuda.empty_cache()
 
 
 def _passes(batch: Batch) -> Iterator[tuple[tuple[Chunk, ...], tuple[int, ...]]]:

@@ -150,6 +150,12 @@ def test_pages_fill_what_is_left_up_to_a_context_for_each_row() -> None:
     assert roomy.num_tokens == 8 * 4096
 
 
+@pytest.mark.parametrize("asked,given", [(1, PAGE_TOKENS), (1000, 1000), (20_000, 20_000), (None, 8192)])
+def test_a_pass_holds_as_many_tokens_as_the_scheduler_is_told_to_plan(asked: int | None, given: int) -> None:
+    config = EngineConfig(max_rows=2, max_batch_tokens=asked)
+    assert plan_device(model(), config, FREE).sizes.prefill_tokens == given
+
+
 def test_fp8_pages_take_half() -> None:
     config = EngineConfig(max_rows=8, kv_dtype="fp8")
     plain, narrow = (
