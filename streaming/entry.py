@@ -63,6 +63,13 @@ class Entry:
             return self._settled.is_set()
         return all(response.done for response in self.responses)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a fault has ended it; a cancel and a deadline are none."""
+        return any(
+            response.done and response.log.last.finish_reason == "error" for response in self.responses
+        )
+
     def progress(self) -> Progress | None:
         """How far it is from its first token; None once that is out, or before it has begun."""
         return self.response.progress() if self.response is not None else None

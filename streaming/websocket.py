@@ -190,7 +190,7 @@ class ResponsesSocket:
             await entry.over()
             for sent in [sent for reader, sent in self._followed.items() if reader.entry is entry]:
                 await sent.wait()
-        for action in self._session.ended(turn, refused=entry.refused is not None):
+        for action in self._session.ended(turn, refused=entry.refused is not None, failed=entry.has_failed):
             self._perform(action)
 
     def _conversation(self, response_id: str) -> tuple[Message, ...]:

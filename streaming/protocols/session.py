@@ -118,18 +118,35 @@ class ResponsesSession:
         except (RequestError, QueueFull) as exc:
             return [refusal(exc).frame(lane)]
 
-    def ended(self, turn: Turn, *, refused: bool = False) -> list[Action]:
-        """A turn that was begun is over, or was refused, and its last frame is sent."""
-        parent = turn.create.request.previous_response_id
-        if refused and parent is not None and parent in self._ended and self._ended[parent] == turn.lane:
-            _remember(self._evicted, parent, None)
+    def ended(self, turn: Turn, *, refused: bool = False, failed: bool = False) -> list[Action]:
+        """A turn that was begun is over, or was refused, and its last frame is sent. `failed`: it broke on its way."""
+        if refused or failed:
+            self._evict(turn.create.request.previous_response_id, turn.lane)
         if not refused:
             _remember(self._ended, turn.id, turn.lane)
         self._lanes[turn.lane].popleft()
         self._num_in_flight -= 1
         return list(self._begin_next())
 
+    def _evict(self, parent: Any, lane: str | None) -> None:
+        """A continuation of `parent` has failed on `lane`. A fork of another lane's response leaves that as it is."""
+        if isinstance(parent, str) and self._runs_on(parent, lane):
+            _remember(self._evicted, parent, None)
+
+    def _runs_on(self, response_id: str, lane: str | None) -> bool:
+        """Whether a response is, or was, of a lane."""
+        if response_id in self._ended:
+            return self._ended[response_id] == lane
+        return any(turn.id == response_id for turn in self._lanes.get(lane, ()))
+
     def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        try:
+            return self._take(body, lane)
+        except (RequestError, QueueFull):
+            self._evict(body.get("previous_response_id"), lane)
+            raise
+
+    def _take(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         self._check_lane(lane)
         create = Create(body, self._served_model, SOCKET_FIELDS)
         if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:

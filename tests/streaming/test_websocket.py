@@ -110,6 +110,26 @@ async def test_errors_leave_the_socket_and_the_other_lanes_running(serving: Any)
         await until(socket, "response.output_text.delta")
 
 
+async def test_a_continuation_that_breaks_evicts_its_parent_and_one_that_is_cancelled_does_not(
+    serving: Any,
+) -> None:
+    async with serving() as served, dial(served) as socket:
+        await create(socket, "sky")
+        parent = (await until(socket, *ENDS))[-1]["response"]["id"]
+        await create(socket, "slow", previous_response_id=parent)
+        await until(socket, "response.created")
+        await send(socket, type="response.cancel")
+        assert (await until(socket, *ENDS))[-1]["response"]["status"] == "cancelled"
+        for lane, code in (("other", "server_error"), (None, "server_error"), (None, None)):
+            fields = {} if lane is None else {"stream_id": lane}
+            await create(socket, "broken", previous_response_id=parent, **fields)
+            ended = (await until(socket, *ENDS))[-1]
+            if code is None:
+                assert ended["error"]["code"] == "previous_response_not_found"
+            else:
+                assert ended["response"]["error"]["code"] == code
+
+
 async def test_a_full_queue_is_a_429_with_retry_after(serving: Any) -> None:
     async with serving(config={"max_rows": 1, "max_queued": 1}) as served, dial(served) as socket:
         for number in range(6):

@@ -68,11 +68,13 @@ class Desk:
         self.sent += frames
         return frames
 
-    def end(self, begin: Any, answer: str = "yes", *, refused: bool = False) -> list[Any]:
+    def end(
+        self, begin: Any, answer: str = "yes", *, refused: bool = False, failed: bool = False
+    ) -> list[Any]:
         turn = begin.turn
-        if not refused:
+        if not refused and not failed:
             self.said[turn.id] = (*turn.history, {"role": "assistant", "content": answer})
-        return self.take(self.session.ended(turn, refused=refused))
+        return self.take(self.session.ended(turn, refused=refused, failed=failed))
 
 
 def test_a_lane_is_first_in_first_out_and_lanes_run_beside_each_other() -> None:
@@ -171,6 +173,50 @@ def test_a_failed_continuation_evicts_its_parent_on_the_same_lane_only() -> None
     other.said = desk.said
     other.create(previous_response_id="resp_1")
     assert len(other.begun) == 1, "evicted from the connection, not from the server"
+
+
+@pytest.mark.parametrize("how", ["refused", "failed", "undecoded", "full"])
+def test_however_a_continuation_fails_its_parent_is_evicted_from_its_lane_only(how: str) -> None:
+    for lane, is_evicted in (("b", False), ("a", True)):
+        desk = Desk()
+        desk.create(stream_id="a")
+        desk.end(desk.begun[0])
+        if how in ("refused", "failed"):
+            desk.create(previous_response_id="resp_1", stream_id=lane)
+            desk.end(desk.begun[-1], refused=how == "refused", failed=how == "failed")
+        elif how == "undecoded":
+            (error,) = desk.create(previous_response_id="resp_1", stream_id=lane, temperature="hot")
+            assert error["status"] == 400
+        else:
+            for _ in range(MAX_WAITING + 1):
+                desk.create(stream_id="c")
+            (error,) = desk.create(previous_response_id="resp_1", stream_id=lane)
+            assert error["status"] == 429
+            desk.end(desk.begun[-1])
+        desk.create(previous_response_id="resp_1", stream_id="d")
+        assert [refused.why.code for refused in desk.refused] == ["previous_response_not_found"] * is_evicted
+
+
+def test_a_continuation_that_is_cancelled_or_has_no_lane_evicts_nothing() -> None:
+    desk = Desk()
+    desk.create()
+    desk.end(desk.begun[0])
+    desk.create(previous_response_id="resp_1")
+    desk.receive(type="response.cancel")
+    desk.end(desk.begun[1])
+    (error,) = desk.create(previous_response_id="resp_1", stream_id="no lane")
+    assert error["error"]["code"] == "invalid_stream_id"
+    desk.create(previous_response_id="resp_1")
+    assert len(desk.begun) == 3 and not desk.refused
+
+
+def test_a_parent_that_runs_yet_is_evicted_as_well() -> None:
+    desk = Desk()
+    desk.create(stream_id="a")
+    desk.create(previous_response_id="resp_1", stream_id="a", temperature="hot")
+    desk.create(previous_response_id="resp_1", stream_id="a")
+    desk.end(desk.begun[0])
+    assert desk.refused[0].why.code == "previous_response_not_found"
 
 
 def test_cancel_by_id_by_lane_and_in_the_queue() -> None:
