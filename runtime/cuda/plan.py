@@ -24,6 +24,8 @@ GRAPH_BYTES = 2 * 2**20
 """Of one captured pass, beside the activations that all share."""
 PROCESSORS = 132
 """Multiprocessors of a card that cannot be asked: an H100's."""
+LINE_BYTES = 16
+"""What a card loads tiles of keys in."""
 MARGIN = 0.03
 """Of the free memory is left alone unless the engine is told how much it may use."""
 
@@ -63,14 +65,20 @@ def plan_device(
     context = min(config.max_context or model.max_position, model.max_position)
     rows = config.max_rows or MAX_ROWS
     tokens = max(config.max_batch_tokens or MAX_PREFILL_TOKENS, PAGE_TOKENS)
-    page_bytes = page_elements(model) * (1 if config.kv_dtype == "fp8" else value_bytes)
+    stored_bytes = 1 if config.kv_dtype == "fp8" else value_bytes
+    if model.head_dim * stored_bytes % LINE_BYTES:
+        raise CannotServe(
+            f"head_dim={model.head_dim} in {stored_bytes} bytes each: attention on a card needs heads of a multiple"
+            f" of {LINE_BYTES} bytes"
+        )
+    page_bytes = page_elements(model) * stored_bytes
     one_context = -(-context // PAGE_TOKENS)
     bare = Sizes(context=context, max_rows=rows, prefill_tokens=tokens, num_pages=1)
     parts = _parts(model, config, bare, value_bytes, processors)
     room = budget - sum(parts.values()) if config.kv_cache_bytes is None else config.kv_cache_bytes
     num_pages = min(room // page_bytes, one_context * rows + 1)
     if num_pages < one_context + 1 or sum(parts.values()) + num_pages * page_bytes > budget:
-        raise CannotServe(_refusal(budget, parts, page_bytes, context))
+        raise CannotServe(_refusal(budget, config.kv_cache_bytes, parts, page_bytes, context))
     sizes = msgspec.structs.replace(bare, num_pages=num_pages)
     return DevicePlan(sizes, {**parts, "KV pages": num_pages * page_bytes})
 
@@ -151,13 +159,17 @@ def weight_bytes(model: ModelConfig, value_bytes: int, linear_bytes: int) -> int
     )
 
 
-def _refusal(budget: int, parts: dict[str, int], page_bytes: int, context: int) -> str:
-    room = budget - sum(parts.values())
+def _refusal(
+    budget: int, kv_cache_bytes: int | None, parts: dict[str, int], page_bytes: int, context: int
+) -> str:
+    room, told = budget - sum(parts.values()), ""
+    if kv_cache_bytes is not None:
+        room, told = min(room, kv_cache_bytes), f" (kv_cache_bytes={kv_cache_bytes:,} for pages)"
     pages = max(0, room // page_bytes - 1)
     taken = ", ".join(f"{name} {size:,}" for name, size in parts.items())
     needed = sum(parts.values()) + (-(-context // PAGE_TOKENS) + 1) * page_bytes
     fits = f"max_context={pages * PAGE_TOKENS} would fit" if pages else "no context would fit"
     return (
-        f"{budget:,} bytes of the card may be used, one context of {context:,} tokens needs {needed:,}"
+        f"{budget:,} bytes of the card may be used{told}, one context of {context:,} tokens needs {needed:,}"
         f" ({taken}); {fits}"
     )

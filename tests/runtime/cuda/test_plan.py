@@ -175,6 +175,18 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         plan_device(shape, EngineConfig(memory_bytes=FREE + 1), FREE)
 
 
+def test_a_pool_that_is_too_small_for_a_context_says_what_would_fit_in_it() -> None:
+    page_bytes = plan_device(model(), EngineConfig(max_rows=1), FREE).parts["KV pages"] // 9
+    with pytest.raises(CannotServe, match=r"kv_cache_bytes=\d.* max_context=128 would fit"):
+        plan_device(model(), EngineConfig(max_rows=1, kv_cache_bytes=3 * page_bytes), FREE)
+
+
+@pytest.mark.parametrize("head_dim,kv_dtype", [(100, "auto"), (72, "fp8")])
+def test_heads_that_no_kernel_loads_are_refused(head_dim: int, kv_dtype: Any) -> None:
+    with pytest.raises(CannotServe, match=f"head_dim={head_dim}.*multiple of 16 bytes"):
+        plan_device(model(head_dim=head_dim), EngineConfig(kv_dtype=kv_dtype), FREE)
+
+
 def test_weights_of_known_models() -> None:
     llama = model(
         vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32,
