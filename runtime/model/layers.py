@@ -54,8 +54,11 @@ def load_layers(
     device: torch.device | None = None,
     rope_dtype: torch.dtype | None = None,
 ) -> Layers:
-    """Read, fuse and pack, one layer at a time, on `device` (None: the CPU). `pack_rounded` takes matrices that are
-    stored as int8 as they are; without it they are floats again. Raises `ModelError` naming the tensor that is missing or misshapen."""
+    """Read, fuse and pack, one layer at a time, on `device` (None: the CPU).
+
+    `pack_rounded` takes matrices that are stored as int8 as they are; without it they are floats again. Raises
+    `ModelError` naming the tensor that is missing or misshapen.
+    """
     loader = _Loader(model, weights, pack, dtype, pack_rounded, device or torch.device("cpu"))
     return loader.load(context, rope_dtype or dtype)
 
