@@ -22,7 +22,14 @@ LINE_BUDGET = 31_000
 
 MAY_IMPORT = {"runtime": {"runtime"}, "streaming": {"runtime", "streaming"}, "export": {"runtime", "export"}}
 COMMAND_LINE = ("streaming/cli.py", "streaming/commands/")
-COMPUTING = ("runtime/model/", "runtime/steps/", "runtime/cuda/", "runtime/kernels/", "runtime/weights/", "export/")
+COMPUTING = (
+    "runtime/model/",
+    "runtime/steps/",
+    "runtime/cuda/",
+    "runtime/kernels/",
+    "runtime/weights/",
+    "export/",
+)
 """Only files under these load torch when imported; what is in them and need not, should not."""
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}
@@ -107,7 +114,9 @@ def test_third_party_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {(name.split(".")[0], named(path)) for path in FILES for name in imports(path)}
     foreign = {(name, path) for name, path in imported if name not in ours}
     optional = {("transformers", "streaming/commands/measure.py")}
-    on_a_card = {(name, path) for name, path in foreign if name == "triton" and path.startswith("runtime/kernels/")}
+    on_a_card = {
+        (name, path) for name, path in foreign if name == "triton" and path.startswith("runtime/kernels/")
+    }
     """torch's builds for cards bring triton; the others need none of what imports it."""
     assert {(name, path) for name, path in foreign if name not in declared} <= optional | on_a_card
     assert declared - {name for name, _ in foreign} == {"httptools"}, (
