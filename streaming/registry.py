@@ -29,8 +29,9 @@ from .protocols.responses import Facts
 
 __all__ = ["Entry", "Registry"]
 
-MAX_DETACHED = 32
-"""Unread answers of one owner that go on; one more is cancelled when its reader leaves."""
+MAX_DETACHED = 128
+"""Unread answers of one owner that go on, more than the turns of a socket, so that one that drops loses none; one more
+is cancelled when its reader leaves."""
 MAX_REMEMBERED = 10_000
 """Ids of answers that are no longer kept."""
 

@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from jitney.runtime.testing import Reply
+from jitney.streaming.protocols.session import MAX_IN_FLIGHT, MAX_WAITING
 from jitney.streaming.websocket import ResponsesSocket
 
 
@@ -71,6 +72,22 @@ async def test_a_disconnect_cancels_what_runs_and_what_waits(serving: Any) -> No
             await until(socket, "response.created")
             socket.transport.abort()
         await served.until_idle()
+
+
+async def test_a_full_socket_that_drops_loses_no_answer_that_is_to_be_finished(serving: Any) -> None:
+    finish = {"on_disconnect": "finish"}
+    num_turns = MAX_IN_FLIGHT + MAX_WAITING
+    async with serving() as served:
+        async with dial(served) as socket:
+            for number in range(num_turns):
+                lane = str(number % MAX_IN_FLIGHT)
+                await create(socket, "slow", stream_id=lane, jitney=finish, max_output_tokens=9)
+            opened: set[str] = set()
+            while len(opened) < num_turns:
+                frame = (await until(socket, "response.queued", "response.created"))[-1]
+                opened.add(frame["response"]["id"])
+            socket.transport.abort()
+        await served.until(lambda stats: stats.finished == {"length": num_turns})
 
 
 async def test_a_cancel_between_create_and_acceptance_is_heard(serving: Any) -> None:
