@@ -42,7 +42,7 @@ class Entry:
         self.responses: list[Response] = []
         self.refused: Refusal | None = None
         self.created_at = time()
-        self.is_cancelled = self.is_beginning = False
+        self.is_cancelled = self.is_late = self.is_beginning = False
         self.num_readers = 0
         self.timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
@@ -92,8 +92,8 @@ class Entry:
             yield batch
 
     def stillborn(self) -> Event:
-        """The one event of an answer that was cancelled before the engine had it."""
-        return Event(self.id, 1, "done", finish_reason="cancelled")
+        """The one event of an answer that was cancelled, or late, before the engine had it."""
+        return Event(self.id, 1, "done", finish_reason="deadline" if self.is_late else "cancelled")
 
     @property
     def is_settled(self) -> bool:
@@ -105,6 +105,10 @@ class Entry:
         if len(self.responses) > 1 or any(response.request.n > 1 for response in self.responses):
             message = f"{self.id!r} has several answers; only one can be followed as a response"
             raise Refused(invalid(message, code="several_answers", param="response_id"))
+
+    async def settled(self) -> None:
+        """Waits until it `is_settled`."""
+        await self._settled.wait()
 
     async def over(self) -> None:
         """Waits until it `is_over`."""

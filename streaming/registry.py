@@ -116,6 +116,11 @@ class Registry:
         self._cancel(entry)
         return entry
 
+    def expire(self, entry: Entry) -> None:
+        """Its deadline has passed before it began."""
+        entry.is_late = True
+        self._cancel(entry)
+
     def cancel_all(self) -> None:
         """Whoever's they are."""
         for entry in list(self._entries.values()):

@@ -23,20 +23,11 @@ from ..runtime.backend import Message
 from .conversation import conversation
 from .entry import Entry
 from .principal import principal_of
+from .protocols.actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
 from .protocols.delivery import FINISH
 from .protocols.errors import Refused
 from .protocols.responses import TERMINAL_ONLY
-from .protocols.session import (
-    Action,
-    Begin,
-    Cancel,
-    Grant,
-    Open,
-    Refuse,
-    ResponsesSession,
-    Resume,
-    Turn,
-)
+from .protocols.session import ResponsesSession
 from .reader import Reader
 from .service import Service
 from .wire import frame_sender
@@ -64,7 +55,10 @@ class ResponsesSocket:
         self._has_replied = asyncio.Event()
         self._has_replied.set()
         self._session = ResponsesSession(
-            service.model, self._conversation, new_id=lambda: f"resp_{uuid4().hex}"
+            service.model,
+            self._conversation,
+            new_id=lambda: f"resp_{uuid4().hex}",
+            clock=asyncio.get_running_loop().time,
         )
 
     async def run(self) -> None:
@@ -117,6 +111,17 @@ class ResponsesSocket:
         )
         self._entries[turn] = self._service.registry.open(entry)
         self._follow(Reader(entry, self._tokenizer, stream_id=turn.lane, delivery=turn.delivery, waits=waits))
+        if waits and turn.due is not None:
+            self._followers.start_soon(self._expire, turn, entry)
+
+    async def _expire(self, turn: Turn, entry: Entry) -> None:
+        """A turn whose deadline passes while it waits in its lane ends there."""
+        try:
+            async with asyncio.timeout_at(turn.due):
+                await entry.settled()
+        except TimeoutError:
+            if self._session.withdraw(turn):
+                self._service.registry.expire(entry)
 
     def _look_up(self, action: Cancel | Resume) -> None:
         """A cancelled answer that nobody here follows is acknowledged with its last frame."""

@@ -98,16 +98,20 @@ class Envelope(msgspec.Struct, kw_only=True):
         """How the answer is to be delivered. Raises `RequestError` naming the field."""
         return delivery(self.jitney)
 
+    def deadline_s(self) -> float | None:
+        """Seconds that the answer may take, from the request's arrival."""
+        deadline_ms = self.deadline_ms or self.delivery().deadline_ms
+        return None if deadline_ms is None else deadline_ms / 1000
+
     def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
         if not self.stream:
             params = msgspec.structs.replace(params, stream_interval=WHOLE)
         wanted = self.delivery()
-        deadline_ms = self.deadline_ms or wanted.deadline_ms
         return Generate(
             prompt=prompt,
             params=params,
             priority=self.priority or wanted.priority or 0,
-            deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+            deadline_s=self.deadline_s(),
             user=self.user,
             cache_salt=self.cache_salt,
             template_options=self.chat_template_kwargs,

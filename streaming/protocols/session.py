@@ -12,90 +12,42 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ...runtime.backend import Message
 from ...runtime.errors import InvalidField, QueueFull, RequestError
+from .actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
 from .create import SOCKET_FIELDS, Create
 from .delivery import MAX_CREDIT, Delivery
 from .errors import Refusal, Refused, invalid, refusal
 from .fields import HARMLESS, HONOURED, Table, honoured, parse
-from .generate import Generate
 
 MAX_IN_FLIGHT = 16
 MAX_WAITING = 64
 MAX_LANES = 32
 MAX_REMEMBERED = 64
+LEAST_DEADLINE_S = 1e-6
+"""What a turn is given that begins after its deadline: it ends as any that is late."""
 LANE = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
 Conversation = Callable[[str], tuple[Message, ...]]
 """What was said up to the end of a response. Raises `Refused` where it cannot be continued."""
 
 
-class Turn:
-    """One response of the connection, from its `response.create` to its last frame."""
-
-    def __init__(self, turn_id: str, create: Create, lane: str | None) -> None:
-        self.id = turn_id
-        self.create = create
-        self.lane = lane
-        self.delivery = create.request.delivery()
-        self.history: tuple[Message, ...] = ()
-        self.is_begun = False
-
-
-class Open(msgspec.Struct, frozen=True):
-    """The turn exists: register it and send what becomes of it. `waits`: `response.queued` first."""
-
-    turn: Turn
-    waits: bool
-
-
-class Begin(msgspec.Struct, frozen=True):
-    """Submit this to the engine under the turn's id."""
-
-    turn: Turn
-    generate: Generate
-
-
-class Refuse(msgspec.Struct, frozen=True):
-    """The turn will not begin: its readers are to hear why."""
-
-    turn: Turn
-    why: Refusal
-
-
-class Cancel(msgspec.Struct, frozen=True):
-    """Cancel a response, of this connection or of another of the same principal; its last frame is the answer."""
-
-    response_id: str
-    lane: str | None
-
-
-class Resume(msgspec.Struct, frozen=True):
-    """Send a response's events after `after`, then live ones, on this lane."""
-
-    response_id: str
-    after: int
-    lane: str | None
-    delivery: Delivery
-
-
-class Grant(msgspec.Struct, frozen=True):
-    """The client can take so many more deltas of a response, or of what runs on a lane."""
-
-    response_id: str | None
-    lane: str | None
-    credit: int
-
-
-Action = bytes | Open | Begin | Refuse | Cancel | Resume | Grant
-
-
 class ResponsesSession:
-    def __init__(self, served_model: str, conversation: Conversation, *, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        served_model: str,
+        conversation: Conversation,
+        *,
+        new_id: Callable[[], str],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
         self._served_model = served_model
         self._conversation = conversation
         self._new_id = new_id
@@ -139,6 +91,12 @@ class ResponsesSession:
             return self._ended[response_id] == lane
         return any(turn.id == response_id for turn in self._lanes.get(lane, ()))
 
+    def withdraw(self, turn: Turn) -> bool:
+        """Take a turn out of its lane where it waits. False if it has begun."""
+        if not turn.is_begun:
+            self._lanes[turn.lane].remove(turn)
+        return not turn.is_begun
+
     def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         try:
             return self._take(body, lane)
@@ -151,7 +109,7 @@ class ResponsesSession:
         create = Create(body, self._served_model, SOCKET_FIELDS)
         if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} responses wait on this connection; wait for some to end")
-        turn = Turn(self._new_id(), create, lane)
+        turn = Turn(self._new_id(), create, lane, self._clock())
         self._lanes.setdefault(lane, deque()).append(turn)
         actions = list(self._begin_next())
         return [Open(turn, waits=not turn.is_begun), *actions]
@@ -167,7 +125,11 @@ class ResponsesSession:
         self._num_in_flight += 1
         try:
             turn.history = (*self._parent(turn.create), *turn.create.messages)
-            return Begin(turn, turn.create.command(turn.history))
+            generate = turn.create.command(turn.history)
+            if turn.due is not None:
+                left_s = max(turn.due - self._clock(), LEAST_DEADLINE_S)
+                generate = replace(generate, deadline_s=left_s)
+            return Begin(turn, generate)
         except RequestError as exc:
             return Refuse(turn, refusal(exc))
 
@@ -190,8 +152,7 @@ class ResponsesSession:
                 message = "stream_id: nothing has run on this lane"
                 raise Refused(invalid(message, code="response_not_found", param="stream_id", status=404))
         for turn in turns:
-            if not turn.is_begun:
-                self._lanes[turn.lane].remove(turn)
+            self.withdraw(turn)
             return [Cancel(turn.id, turn.lane)]
         if asked is None or asked in self._ended:  # its last frame was the answer
             return []

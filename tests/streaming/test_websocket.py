@@ -90,6 +90,19 @@ async def test_a_full_socket_that_drops_loses_no_answer_that_is_to_be_finished(s
         await served.until(lambda stats: stats.finished == {"length": num_turns})
 
 
+async def test_a_deadline_passes_while_a_turn_waits_in_its_lane(serving: Any) -> None:
+    async with serving() as served, dial(served) as socket:
+        await create(socket, "slow")
+        await create(socket, "sky", deadline_ms=30)
+        await create(socket, "sky")
+        ended = (await until(socket, *ENDS))[-1]["response"]
+        assert (ended["status"], ended["incomplete_details"]) == ("incomplete", {"reason": "deadline"})
+        await send(socket, type="response.cancel")
+        assert (await until(socket, *ENDS))[-1]["response"]["status"] == "cancelled"
+        assert (await until(socket, *ENDS))[-1]["response"]["status"] == "completed"
+        await served.until_idle()
+
+
 async def test_a_cancel_between_create_and_acceptance_is_heard(serving: Any) -> None:
     async with serving() as served, dial(served) as socket:
         for _ in range(20):

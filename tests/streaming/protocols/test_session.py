@@ -10,19 +10,15 @@ import msgspec
 import pytest
 
 from jitney.runtime.errors import InvalidField
+from jitney.streaming.protocols.actions import Begin, Cancel, Grant, Open, Refuse, Resume
 from jitney.streaming.protocols.create import Create
 from jitney.streaming.protocols.errors import Refused
 from jitney.streaming.protocols.session import (
+    LEAST_DEADLINE_S,
     MAX_IN_FLIGHT,
     MAX_LANES,
     MAX_WAITING,
-    Begin,
-    Cancel,
-    Grant,
-    Open,
-    Refuse,
     ResponsesSession,
-    Resume,
     not_found,
 )
 
@@ -33,7 +29,10 @@ class Desk:
     def __init__(self) -> None:
         ids = itertools.count(1)
         self.said: dict[str, tuple[Any, ...]] = {}
-        self.session = ResponsesSession("m", self.conversation, new_id=lambda: f"resp_{next(ids)}")
+        self.now = 0.0
+        self.session = ResponsesSession(
+            "m", self.conversation, new_id=lambda: f"resp_{next(ids)}", clock=lambda: self.now
+        )
         self.opened: list[Open] = []
         self.begun: list[Begin] = []
         self.refused: list[Refuse] = []
@@ -281,6 +280,28 @@ def test_a_bad_deadline_is_refused_at_once_and_leaves_no_trace(deadline: Any) ->
         desk.end(begin)
     assert [begin.turn.lane for begin in desk.begun] == ["busy", "other", "idle", "busy"]
     assert desk.begun[2].generate.deadline_s == 0.005
+
+
+def test_a_deadline_counts_from_the_frames_arrival() -> None:
+    desk = Desk()
+    desk.create()
+    desk.create(deadline_ms=5000)
+    desk.create(jitney={"deadline_ms": 5000})
+    desk.now = 3.0
+    desk.end(desk.begun[0])
+    desk.now = 7.0
+    desk.end(desk.begun[1])
+    assert [begin.generate.deadline_s for begin in desk.begun] == [None, 2.0, LEAST_DEADLINE_S]
+
+
+def test_a_turn_is_withdrawn_while_it_waits_only() -> None:
+    desk = Desk()
+    desk.create()
+    desk.create()
+    running, waiting = (opened.turn for opened in desk.opened)
+    assert not desk.session.withdraw(running) and desk.session.withdraw(waiting)
+    desk.end(desk.begun[0])
+    assert len(desk.begun) == 1
 
 
 def test_a_turn_that_cannot_be_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
