@@ -89,6 +89,21 @@ def test_tokens_are_those_of_the_cpu_step(changes: dict[str, object]) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"run_ahead": 1},
+        {"run_ahead": 8, "max_batch_tokens": 64},
+        {"run_ahead": 3, "max_rows": 1, "max_batch_tokens": 100},
+    ],
+)
+def test_neither_run_ahead_nor_rows_nor_chunks_change_a_token(settings: dict[str, int]) -> None:
+    model = small_llama(vocab_size=VOCAB, num_layers=1)
+    jobs = requests(4, seed=3, most=4)
+    expected, _ = run(card_step(model, CONFIG), jobs)
+    assert run(card_step(model, msgspec.structs.replace(CONFIG, **settings)), jobs)[0] == expected
+
+
 def test_a_cramped_pool_preempts_and_changes_nothing() -> None:
     model = small_llama(vocab_size=VOCAB, num_layers=1)
     jobs = [
@@ -103,7 +118,8 @@ def test_a_cramped_pool_preempts_and_changes_nothing() -> None:
     assert scheduler.stats().preemptions
 
 
-def test_log_probabilities_are_those_of_the_cpu_step() -> None:
+@pytest.mark.parametrize("most", [256, 64])
+def test_log_probabilities_are_those_of_the_cpu_step(most: int) -> None:
     model = small_llama(vocab_size=VOCAB, num_layers=1)
     asked = RowSampling(
         seed=5,
@@ -118,7 +134,8 @@ def test_log_probabilities_are_those_of_the_cpu_step() -> None:
         Generate(id=f"r{i}", prompt=tuple(i % VOCAB for i in range(n)), sampling=asked, max_tokens=3)
         for i, n in enumerate((5, 150))
     ]
-    steps = [open_cpu_step(model, random_weights(model), CONFIG), card_step(model, CONFIG)]
+    config = msgspec.structs.replace(CONFIG, max_batch_tokens=most)
+    steps = [open_cpu_step(model, random_weights(model), CONFIG), card_step(model, config)]
     expected, found = (scores(step, jobs) for step in steps)
     assert [kind for kind, _ in found] == [kind for kind, _ in expected]
     for (_, mine), (_, twin) in zip(found, expected, strict=True):
