@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..runtime.backend import Message
-from ..runtime.errors import QueueFull
+from ..runtime.errors import EngineClosed, QueueFull
 from ..runtime.intake import Prompt
 from ..runtime.response import Response
 from .entry import Entry
@@ -51,6 +51,7 @@ class Registry:
         self._chats: dict[tuple[str, str, str], str] = {}
         self._detached: dict[tuple[str, str], set[str]] = {}
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._admitted: set[str] | None = None
 
     def open(self, entry: Entry) -> Entry:
         """Take in an entry that has not begun. Its id must be new."""
@@ -71,6 +72,8 @@ class Registry:
         if entry.history is None:
             entry.history = messages
         try:
+            if entry.id not in (self._admitted or ()):
+                self.check_open()
             for number, generate in enumerate(generates):
                 name = entry.id if len(generates) == 1 else f"{entry.id}-{number}"
                 responses.append(await self._submit(generate, entry.principal, name))
@@ -83,6 +86,22 @@ class Registry:
         responses[-1].when_forgotten = lambda: self._expire(entry)  # the first may be forgotten by now
         if entry.is_cancelled:  # while it was being tokenised
             entry.cancel()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._admitted is not None
+
+    def check_open(self) -> None:
+        """Raises `EngineClosed` once nothing new is taken in."""
+        if self.is_closing:
+            raise EngineClosed("the engine is draining")
+
+    async def close(self) -> None:
+        """Take in nothing new, and wait until all that is open has begun, or never will."""
+        waiting = [entry for entry in self._entries.values() if not entry.is_settled]
+        self._admitted = {entry.id for entry in waiting}
+        for entry in waiting:
+            await entry.settled()
 
     async def submit(self, entry: Entry, *generates: Generate) -> Entry:
         """`open` and `begin`."""

@@ -105,7 +105,7 @@ def create_app(
             *Models(service).routes(),
             *Tokenizing(service).routes(),
             *TicketOffice(door).routes(),
-            *Health(engine, stalled_s).routes(),
+            *Health(service, stalled_s).routes(),
             *MetricsRoute(service).routes(),
             *page_routes(),
             *DashboardFeed(service).routes(),

@@ -135,9 +135,11 @@ class Service:
                 await self._idle.wait()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse what is new, and wait until the last byte of what is open is sent. False if the time passed first."""
+        """Refuse what is new, and wait until the last byte of what is open is sent, turns that wait in a lane
+        included. False if the time passed first."""
         try:
             async with asyncio.timeout(timeout_s):
+                await self.registry.close()
                 await self.engine.drain()
                 await self._idle.wait()
         except TimeoutError:

@@ -59,6 +59,7 @@ class ResponsesSocket:
             self._conversation,
             new_id=lambda: f"resp_{uuid4().hex}",
             clock=asyncio.get_running_loop().time,
+            check_open=service.registry.check_open,
         )
 
     async def run(self) -> None:

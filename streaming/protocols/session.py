@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ...runtime.backend import Message
-from ...runtime.errors import InvalidField, QueueFull, RequestError
+from ...runtime.errors import EngineClosed, InvalidField, QueueFull, RequestError
 from .actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
 from .create import SOCKET_FIELDS, Create
 from .delivery import MAX_CREDIT, Delivery
@@ -46,8 +46,11 @@ class ResponsesSession:
         *,
         new_id: Callable[[], str],
         clock: Callable[[], float] = monotonic,
+        check_open: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_open` raises `EngineClosed` where no further turn is taken."""
         self._clock = clock
+        self._check_open = check_open
         self._served_model = served_model
         self._conversation = conversation
         self._new_id = new_id
@@ -67,7 +70,7 @@ class ResponsesSession:
             if handle is None:
                 raise InvalidField("type", ", ".join(map(repr, _HANDLERS)), kind)
             return handle(self, body, lane)
-        except (RequestError, QueueFull) as exc:
+        except (RequestError, QueueFull, EngineClosed) as exc:
             return [refusal(exc).frame(lane)]
 
     def ended(self, turn: Turn, *, refused: bool = False, failed: bool = False) -> list[Action]:
@@ -100,11 +103,12 @@ class ResponsesSession:
     def _create(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         try:
             return self._take(body, lane)
-        except (RequestError, QueueFull):
+        except (RequestError, QueueFull, EngineClosed):
             self._evict(body.get("previous_response_id"), lane)
             raise
 
     def _take(self, body: dict[str, Any], lane: str | None) -> list[Action]:
+        self._check_open()
         self._check_lane(lane)
         create = Create(body, self._served_model, SOCKET_FIELDS)
         if sum(map(len, self._lanes.values())) - self._num_in_flight >= MAX_WAITING:

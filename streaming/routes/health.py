@@ -14,7 +14,7 @@ from starlette.routing import Route
 from .replies import json_reply
 
 if TYPE_CHECKING:
-    from ...runtime.engines.dynamic import DynamicEngine
+    from ..service import Service
 
 RETRY = {"retry-after": "1"}
 
@@ -22,8 +22,9 @@ RETRY = {"retry-after": "1"}
 class Health:
     """`stalled_s`: a step older than this makes the server not ready."""
 
-    def __init__(self, engine: DynamicEngine, stalled_s: float) -> None:
-        self._engine = engine
+    def __init__(self, service: Service, stalled_s: float) -> None:
+        self._engine = service.engine
+        self._registry = service.registry
         self._stalled_s = stalled_s
 
     def routes(self) -> list[Route]:
@@ -42,5 +43,7 @@ class Health:
         stats = self._engine.stats()
         is_stalled = stats.state == "ready" and stats.step_age_s >= self._stalled_s
         status = "stalled" if is_stalled else stats.state
+        if status == "ready" and self._registry.is_closing:
+            status = "draining"
         is_ready = status == "ready"
         return json_reply({"status": status}, 200 if is_ready else 503, {} if is_ready else RETRY)

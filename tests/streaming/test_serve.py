@@ -63,6 +63,37 @@ async def test_a_signal_drains(serving: Any, number: int) -> None:
     assert signal.getsignal(number) is former
 
 
+async def test_a_drain_serves_the_turns_that_were_told_to_wait(serving: Any) -> None:
+    async with serving(SHORT) as served:
+        running, url = await start(create_app(served.engine))
+        async with (
+            connect(url.replace("http", "ws") + "/v1/responses", proxy=None) as ws,
+            httpx.AsyncClient(base_url=url) as http,
+        ):
+            create = json.dumps({"type": "response.create", "input": "short"})
+            frames: list[Any] = []
+            for _ in range(3):
+                await ws.send(create)
+            while [frame["type"] for frame in frames].count("response.queued") < 2:
+                frames.append(json.loads(await ws.recv()))
+            os.kill(os.getpid(), signal.SIGTERM)
+            while (await http.get("/ready")).json()["status"] != "draining":
+                pass
+            assert (await http.post("/v1/completions", json={"prompt": "sky"})).status_code == 503
+            await ws.send(create)
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    frames.append(json.loads(await ws.recv()))
+            refused = [frame for frame in frames if frame["type"] == "error"]
+            assert [(frame["status"], frame["error"]["code"]) for frame in refused] == [
+                (503, "engine_closed")
+            ]
+            ended = [frame["response"] for frame in frames if frame["type"] == "response.completed"]
+            assert [whole["output"][0]["content"][0]["text"] for whole in ended] == [SHORT.text] * 3
+            assert ws.close_code == 1012
+            await running
+
+
 async def test_what_does_not_end_in_time_is_closed_with_1012(serving: Any) -> None:
     async with serving() as served:
         running, url = await start(create_app(served.engine), drain_s=0.05)
