@@ -15,7 +15,7 @@ from ..runtime.log import Log
 from .conversation import answer_splitter, events_of, shown
 from .entry import Entry
 from .protocols.delivery import Delivery
-from .protocols.errors import Refused, invalid
+from .protocols.errors import Refusal, Refused, invalid
 from .protocols.responses import TERMINAL_ONLY
 
 
@@ -67,6 +67,10 @@ class Reader:
             yield events.feed(news)
             if self._credit is not None:
                 self._credit -= events.num_deltas - num_deltas
+
+    def refused(self, why: Refusal) -> bytes:
+        """The last frame of an answer that will not begin. It has the next number if it was told to wait."""
+        return why.frame(self.stream_id, self._events.reached + 1 if self._waits else None)
 
     def grant(self, credit: int) -> None:
         """The client can take so many more deltas."""

@@ -178,7 +178,7 @@ class ResponsesSocket:
                         for frame in batch:
                             await self._send(frame)
         except Refused as exc:
-            await self._send(exc.refusal.frame(reader.stream_id))
+            await self._send(reader.refused(exc.refusal))
         finally:
             self._followed.pop(reader).set()
 

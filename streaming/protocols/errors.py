@@ -42,14 +42,16 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
             {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
         )
 
-    def frame(self, stream_id: str | None) -> bytes:
-        """The WebSocket form: nested, with its status, on its lane."""
+    def frame(self, stream_id: str | None, sequence_number: int | None = None) -> bytes:
+        """The WebSocket form: nested, with its status, on its lane, with its number where it ends a response."""
         error = self.error()
         if self.headers():
             error["headers"] = self.headers()
         event: dict[str, Any] = {"type": "error", "status": self.status, "error": error}
         if stream_id is not None:
             event["stream_id"] = stream_id
+        if sequence_number is not None:
+            event["sequence_number"] = sequence_number
         return msgspec.json.encode(event)
 
 

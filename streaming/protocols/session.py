@@ -94,6 +94,11 @@ class ResponsesSession:
             return self._ended[response_id] == lane
         return any(turn.id == response_id for turn in self._lanes.get(lane, ()))
 
+    def _lane_of(self, response_id: Any) -> str | None:
+        """The lane of a response of this connection."""
+        is_text = isinstance(response_id, str)
+        return next((lane for lane in self._lanes if is_text and self._runs_on(response_id, lane)), None)
+
     def withdraw(self, turn: Turn) -> bool:
         """Take a turn out of its lane where it waits. False if it has begun."""
         if not turn.is_begun:
@@ -185,7 +190,9 @@ class ResponsesSession:
         }
         steer = {"previous_response_id": body.get("previous_response_id"), "input": body.get("input")}
         failed = {"type": "response.steer.failed", "sequence_number": 0, "steer": steer, "error": error}
-        return [msgspec.json.encode(failed)]
+        if lane is None:
+            lane = self._lane_of(steer["previous_response_id"])
+        return [msgspec.json.encode(failed if lane is None else {**failed, "stream_id": lane})]
 
     def _check_lane(self, lane: str | None) -> None:
         if lane not in self._lanes and len(self._lanes) > MAX_LANES:

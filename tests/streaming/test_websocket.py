@@ -160,6 +160,18 @@ async def test_a_continuation_that_breaks_evicts_its_parent_and_one_that_is_canc
                 assert ended["response"]["error"]["code"] == code
 
 
+async def test_an_error_after_queued_has_the_next_number(serving: Any) -> None:
+    async with serving() as served, dial(served) as socket:
+        await create(socket, "sky")
+        await create(socket, "sky", previous_response_id="x")
+        frames = await until(socket, "error")
+        assert frames[-1]["error"]["code"] == "previous_response_not_found"
+        (queued,) = (frame for frame in frames if frame["type"] == "response.queued")
+        assert frames[-1]["sequence_number"] == queued["sequence_number"] + 1
+        await create(socket, "sky", previous_response_id="x")
+        assert "sequence_number" not in (await until(socket, "error"))[-1]
+
+
 async def test_a_full_queue_is_a_429_with_retry_after(serving: Any) -> None:
     async with serving(config={"max_rows": 1, "max_queued": 1}) as served, dial(served) as socket:
         for number in range(6):

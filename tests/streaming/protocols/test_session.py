@@ -329,6 +329,19 @@ def test_steering_is_refused_as_specified() -> None:
     )
 
 
+def test_a_refused_steer_says_its_lane() -> None:
+    desk = Desk()
+    for lane in ("a", "b", None):
+        desk.create(stream_id=lane)
+    desk.end(desk.begun[0])
+    steered = {"resp_1": "a", "resp_2": "b", "resp_3": None, "resp_x": None, "": None}
+    for response_id, lane in steered.items():
+        (failed,) = desk.receive(type="response.steer", previous_response_id=response_id)
+        assert failed.get("stream_id") == lane and failed["type"] == "response.steer.failed"
+    (failed,) = desk.receive(type="response.steer", previous_response_id=["resp_1"], stream_id="c")
+    assert failed["stream_id"] == "c"
+
+
 def test_a_warm_up_prefills_and_can_be_continued() -> None:
     desk = Desk()
     desk.create(generate=False, input=[], instructions="be brief", stream_id="a")
