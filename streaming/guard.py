@@ -150,7 +150,7 @@ async def _refuse(refused: Refusal, scope: Scope, receive: Receive, send: Send) 
 def _preflight(scope: Scope) -> Response:
     asked = Headers(scope=scope).get("access-control-request-headers", "")[:1000]
     allowed = {
-        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-methods": "GET, POST, PUT, DELETE",
         "access-control-allow-headers": asked,
         "access-control-max-age": PREFLIGHT_S,
     }

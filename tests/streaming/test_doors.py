@@ -211,6 +211,8 @@ async def test_a_preflight_is_answered_for_allowed_pages_alone(app: Any) -> None
         assert got == status
         assert answer.get("access-control-allow-origin") == (origin if status == 204 else None)
         assert "access-control-allow-credentials" not in answer
+        methods = "GET, POST, PUT, DELETE" if status == 204 else None
+        assert answer.get("access-control-allow-methods") == methods
     assert answer.get("access-control-allow-headers") is None
 
 

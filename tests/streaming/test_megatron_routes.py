@@ -23,7 +23,7 @@ def http(served: Any) -> httpx.AsyncClient:
         ({"tokens_to_generate": 5}, "one\nt"),
         ({"stop_on_eol": True}, "one\n"),
         ({"stop_on_double_eol": True}, "one\ntwo\n\n"),
-        ({"stop_token": ord("w")}, "one\nt"),
+        ({"stop_token": ord("w")}, "one\ntw"),
         ({"top_p": 0.9, "top_p_decay": 0.5, "top_p_bound": 0.1, "random_seed": 7}, "one\ntwo\n\nthree"),
         ({"prevent_newline_after_colon": True, "length_penalty": 1}, "one\ntwo\n\nthree"),
     ],
@@ -34,6 +34,13 @@ async def test_put_api(serving: Any, fields: Any, text: str) -> None:
         assert answer.status_code == 200 and answer.json()["text"] == ["lines" + text]
         assert "".join(answer.json()["segments"][0]).startswith("lines" + text)
         await served.until_idle()
+
+
+async def test_a_stop_token_is_in_the_text_as_it_is_in_the_tokens(serving: Any) -> None:
+    async with serving(LINES) as served, http(served) as client:
+        answer = (await client.put("/api", json={"prompts": ["lines"], "stop_token": ord("w")})).json()
+        (text,), (segments,), (tokens,) = answer["text"], answer["segments"], answer["tokens"]
+        assert text == "".join(segments) == bytes(tokens).decode() == "linesone\ntw"
 
 
 async def test_several_prompts_and_their_scores(serving: Any) -> None:

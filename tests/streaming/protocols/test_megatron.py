@@ -43,7 +43,10 @@ def test_every_field_reaches_the_sampler_or_is_refused() -> None:
             {"bad_token_sequences": [list(b":\n"), list(b":\n\n")]},
         ),
         "random_seed": (5, {"seed": 5}),
-        "stop_token": (33, {"stop_token_ids": [33], "ignore_eos": True}),
+        "stop_token": (
+            33,
+            {"stop_token_ids": [33], "ignore_eos": True, "include_stop_str_in_output": True},
+        ),
     }
     for field, (value, expected) in changes.items():
         changed = msgspec.structs.replace(neutral, **expected)
