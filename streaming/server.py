@@ -37,6 +37,7 @@ from .routes.pages import page_routes
 from .routes.responses import Responses
 from .routes.tickets import TicketOffice
 from .routes.tokenizing import Tokenizing
+from .routes.upgrade import upgrade_routes
 from .service import Service
 from .websocket import ResponsesSocket
 
@@ -102,6 +103,7 @@ def create_app(
             WebSocketRoute("/v1/responses", routes.responses),
             *Responses(service).routes(),
             WebSocketRoute("/v1/chat/ws", routes.chat),
+            *upgrade_routes(),
             *Models(service).routes(),
             *Tokenizing(service).routes(),
             *TicketOffice(door).routes(),

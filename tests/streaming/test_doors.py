@@ -32,6 +32,8 @@ TABLE = {
     ("http", "POST", "/v1/chat/completions"): KEYED,
     ("http", "POST", "/v1/completions"): KEYED,
     ("http", "POST", "/v1/responses"): KEYED,
+    ("http", "GET", "/v1/responses"): KEYED,
+    ("http", "GET", "/v1/chat/ws"): KEYED,
     ("http", "GET", "/v1/responses/{response_id}"): KEYED,
     ("http", "DELETE", "/v1/responses/{response_id}"): KEYED,
     ("http", "POST", "/v1/responses/{response_id}/cancel"): KEYED,

@@ -53,6 +53,10 @@ async def test_errors_have_openais_shape(serving: Any) -> None:
             )
         assert (await client.post(CHAT, content=json.dumps(SKY).ljust(2000))).status_code == 200
         assert (await client.get("/nothing")).json()["error"]["code"] == "unknown_url"
+        for path in ("/v1/responses", "/v1/chat/ws"):
+            plain = await client.get(path)
+            assert plain.status_code == 426 and plain.headers["upgrade"] == "websocket"
+            assert plain.json()["error"]["code"] == "upgrade_required"
         wrong_verb = await client.get(CHAT)
         assert wrong_verb.status_code == 405 and wrong_verb.headers["allow"] == "POST"
         await served.until_idle()
