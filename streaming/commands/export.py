@@ -63,9 +63,11 @@ def export(
 ) -> None:
     """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
     with short_spins():
+        from ...export.allocator import give_back_large_blocks
         from ...export.open import open_source
         from ...export.options import ExportOptions
 
+    give_back_large_blocks()
     options = ExportOptions(
         source=checkpoint,
         tokenizer=tokenizer,

@@ -17,10 +17,12 @@ HIDDEN, INNER, VOCAB = 1024, 4096, 96
 CHILD = """
 import sys
 from pathlib import Path
+from jitney.export.allocator import give_back_large_blocks
 from jitney.export.engine_directory import export_engine
 from jitney.export.hf_directory import export_huggingface
 from jitney.export.open import open_source
 from jitney.export.options import ExportOptions
+give_back_large_blocks()
 export = export_engine if sys.argv[3] != "hf" else export_huggingface
 quantize = "int8" if sys.argv[3] == "int8" else None
 text = Path(sys.argv[1]) / "text"

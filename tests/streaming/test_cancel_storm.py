@@ -36,12 +36,13 @@ class Watch:
         def watched_plan(self: Scheduler) -> Batch | None:
             batch = plan(self)
             if batch is not None:
-                named = {launched.row.request.id for launched in self._launches[-1]}
+                seated = {row.slot: row.request.id for row in self._roster.running}
+                named = {seated[slot] for slot in (*batch.decodes, *(chunk.slot for chunk in batch.chunks))}
                 assert not named & watch.cancelled
             return batch
 
         def watched_cancel(self: Scheduler, request_id: str, choice: int | None = None) -> None:
-            for row in self._by_id.get(request_id, [])[:1]:
+            for row in self._roster.find(request_id)[:1]:
                 state = "waiting" if row.slot < 0 else "decoding" if row.decoding else "prefilling"
                 watch.states[state] += 1
             cancel(self, request_id, choice)
