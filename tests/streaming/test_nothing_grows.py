@@ -150,7 +150,9 @@ async def test_nothing_grows(serving: Any, monkeypatch: pytest.MonkeyPatch) -> N
         await served.until(lambda stats: stats.running == stats.waiting == 0)
         await served.until(lambda stats: stats.kept_responses == 0)
         service = served.app.state.service
-        assert not service.registry._entries and not service.ledger._open and not service._tasks
+        await served.until(
+            lambda _: not (service.registry._entries or service.ledger._open or service._tasks)
+        )
         held = list(containers((served.app, served.engine)))
         assert len(held) > 100
         assert {at: size for at, size in held if size > MOST} == {}
