@@ -43,6 +43,7 @@ const scenarios = {
       await page.reload();
     }
     await page.waitForSelector("#stop:visible");
+    await says(page, LONG);
     await idle(page);
     assert.equal(await text(page), LONG);
     assert.equal(await page.locator(".message").count(), 2);
@@ -59,6 +60,7 @@ const scenarios = {
     const later = await context.newPage();
     await later.goto(url);
     await later.click("#chats .open");
+    await says(later, LONG);
     await idle(later);
     assert.equal(await text(later), LONG);
   },
@@ -91,6 +93,7 @@ const scenarios = {
     wire.cut();
     await page.waitForFunction(() => document.getElementById("state").textContent === "Reconnecting");
     wire.isDown = false;
+    await says(page, LONG);
     await idle(page);
     assert.equal(await text(page), LONG);
     assert.equal(await page.locator(".message").count(), 2);
@@ -157,6 +160,7 @@ const scenarios = {
     await idle(page);
     assert.equal(await page.locator("#chats .running").count(), 1, "the first goes on");
     await page.locator("#chats .open", { hasText: "long one" }).click();
+    await says(page, LONG);
     await idle(page);
     assert.equal(await text(page), LONG);
     await page.reload();
@@ -240,6 +244,7 @@ const scenarios = {
     await page.reload();
     await spoken(page, 100);
     wire.cut(); // each connection has a ticket of its own
+    await says(page, LONG);
     await idle(page);
     assert.equal(await text(page), LONG);
     wire.close();
@@ -327,6 +332,13 @@ const spoken = (page, length) =>
     length,
   );
 const idle = (page) => page.waitForSelector("#send:visible", { timeout: 40_000 });
+/** A page that has just come back may be idle for a moment, before it resumes. */
+const says = (page, words) =>
+  page.waitForFunction(
+    (words) => [...document.querySelectorAll(".assistant .text")].at(-1)?.textContent === words,
+    words,
+    { timeout: 40_000 },
+  );
 const text = (page) => page.locator(".assistant .text").last().textContent();
 
 /** The server behind a wire that can be cut. */
