@@ -23,7 +23,7 @@ SCORED = RowSampling(seed=0, temperature=0.0, prompt_logprobs=5)
 COUNT = 64 if CARD.type == "cuda" else 2
 
 
-SOON = {"qwen3-fast", "qwen2-sliding-deterministic", "gpt2-fast"}
+SOON = {"qwen3-fast", "qwen2-sliding-deterministic"}
 """What the interpreter, which takes some seconds for each, runs at every change."""
 CASES = [
     pytest.param(

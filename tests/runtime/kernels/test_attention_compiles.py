@@ -12,7 +12,14 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "support" / "compile_attention.py"
 
 
-@pytest.mark.parametrize("capability,shared_kib", [(80, 163), (86, 99), (90, 227)])
+@pytest.mark.parametrize(
+    "capability,shared_kib",
+    [
+        pytest.param(80, 163, marks=pytest.mark.large),
+        pytest.param(86, 99, marks=pytest.mark.large),
+        (90, 227),
+    ],
+)
 def test_compiles(capability: int, shared_kib: int, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(SCRIPT), str(capability)]
