@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import time
 from typing import Any
@@ -22,60 +21,25 @@ from jitney.runtime.batch import RowSampling
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.cuda.open import open_cuda_step
 from jitney.runtime.cuda.step import CudaStep
-from jitney.runtime.messages import Generate
-from jitney.runtime.model.config import ModelConfig, RopeScaling
+from jitney.runtime.messages import Generate, Output
 from jitney.runtime.scheduler import Scheduler
+from jitney.runtime.weights.hf_config import hf_config
 from jitney.runtime.weights.random_weights import RandomWeights
 from jitney.runtime.worker import StepLoop
-
-LLAMA3 = {"original_max_position": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": dict(
-        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16, num_kv_heads=8,
-        head_dim=128, max_position=40960, norm_eps=1e-6, qk_norm=True, rope_theta=1e6, tied_embeddings=True,
-    ),
-    "llama-1b": dict(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, num_kv_heads=8,
-        head_dim=64, max_position=131072, rope_theta=5e5, tied_embeddings=True,
-        rope_scaling=RopeScaling(kind="llama3", factor=32.0, **LLAMA3),
-    ),
-    "llama-8b": dict(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8,
-        head_dim=128, max_position=131072, rope_theta=5e5,
-        rope_scaling=RopeScaling(kind="llama3", factor=8.0, **LLAMA3),
-    ),
-    "qwen3-8b": dict(
-        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_layers=36, num_heads=32, num_kv_heads=8,
-        head_dim=128, max_position=40960, norm_eps=1e-6, qk_norm=True, rope_theta=1e6,
-    ),
-}  # fmt: skip
+from jitney.streaming.commands.benches.lists import LISTS, Lengths, drawn
+from jitney.streaming.commands.benches.shapes import SHAPES
 
 
-def lists() -> dict[str, list[tuple[int, int]]]:
-    """Lengths of prompts and answers."""
-    draw = random.Random(0)
-    return {
-        "mixed256": [(draw.randint(100, 1024), draw.randint(100, 1024)) for _ in range(256)],
-        "b1": [(128, 256)],
-        "b8": [(128, 256)] * 8,
-        "b32": [(1024, 256)] * 32,
-        "b64": [(1024, 256)] * 64,
-        "1k1k256": [(1024, 1024)] * 256,
-        "prefill8k": [(8192, 1)] * 16,
-    }
-
-
-def requests(lengths: list[tuple[int, int]], vocab: int) -> list[Generate]:
-    draw, high = random.Random(1), min(vocab, 120_000)
+def requests(lengths: Lengths, vocab: int) -> list[Generate]:
     return [
         Generate(
             id=f"r{i}",
-            prompt=tuple(draw.randrange(300, high) for _ in range(prompt)),
+            prompt=tuple(prompt),
             sampling=RowSampling(seed=i, temperature=0.6),
             max_tokens=answer,
             arrival=float(i),
         )
-        for i, (prompt, answer) in enumerate(lengths)
+        for i, (prompt, (_, answer)) in enumerate(zip(drawn(lengths, vocab), lengths, strict=True))
     ]
 
 
@@ -89,7 +53,7 @@ def play(step: CudaStep, jobs: list[Generate]) -> dict[str, float]:
         outputs = loop.turn(0.0) or ()
         turns.append(time.perf_counter() - before)
         for output in outputs:
-            assert output.error is None, output.error
+            assert not isinstance(output, Output) or output.error is None, output
             tokens += len(output.tokens)
         if tokens and not first:
             first = time.perf_counter() - started
@@ -114,22 +78,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("lists", help=", ".join(lists()))
+    parser.add_argument("lists", help=", ".join(LISTS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json")
     parser.add_argument("settings", nargs="*", type=setting)
     asked = parser.parse_args()
-    model = ModelConfig(**SHAPES[asked.shape])
+    model = hf_config(asked.shape, SHAPES[asked.shape], stored_dtype="bfloat16")
     config = EngineConfig(**({"max_context": 9216, "load_format": "random"} | dict(asked.settings)))
     started = time.perf_counter()
     step = open_cuda_step(model, RandomWeights(asked.shape, model), config)
     torch.cuda.synchronize()
     cells: list[dict[str, Any]] = [{"list": "open", "wall_s": time.perf_counter() - started}]
     for name in asked.lists.split(","):
-        jobs = requests(lists()[name], model.vocab_size)
+        jobs = requests(LISTS[name], model.vocab_size)
         figures = [play(step, jobs) for _ in range(asked.repeats)][-1]
         cells.append({"list": name, **figures})
-        print(asked.shape, name, *(f"{key} {value:.2f}" for key, value in figures.items()), flush=True)  # noqa: T201
+        print(asked.shape, name, *(f"{key} {value:.2f}" for key, value in figures.items()), flush=True)
     step.close()
     if asked.json:
         device = torch.cuda.get_device_name()

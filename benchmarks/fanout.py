@@ -98,7 +98,7 @@ class Meter:
         gc.collect()
         gc.freeze()  # as `jitney serve` does
         loop = asyncio.get_running_loop()
-        self.watch(loop._selector)  # type: ignore[attr-defined]
+        self.watch(loop._selector)  # type: ignore[attr-defined]  # asyncio has no public way to time a turn
         began, cpu = loop.time(), time.thread_time()
         while loop.time() < began + seconds:
             due = loop.time() + PROBE_S
@@ -111,7 +111,7 @@ class Meter:
         p50, p99 = (1000 * lags[int(len(lags) * q)] for q in (0.5, 0.99))
         turn = 1000 * turns[int(len(turns) * 0.99)]
         per_message = 1e6 * self.cpu_s / max(1, messages)
-        print(  # noqa: T201
+        print(
             f"{name:>10}  {messages:>7} messages  {per_message:5.1f} us CPU each  "
             f"CPU of a turn p99 {turn:.2f} ms, worst {1000 * turns[-1]:.1f} ms  "
             f"timer late p50 {p50:.2f} ms, p99 {p99:.2f} ms, worst {1000 * lags[-1]:.1f} ms  {extra}"
@@ -136,7 +136,7 @@ async def jitney(args: argparse.Namespace) -> None:
             wakes[0] += 1
             return call(*arguments, **options)
 
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]  # wake-ups are counted there
         ready: asyncio.Future[str] = loop.create_future()
         running = asyncio.create_task(serve(create_app(engine), port=0, on_ready=ready.set_result))
         url = (await ready).replace("http", "ws") + "/v1/responses"

@@ -112,10 +112,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--churn", action="store_true")
     args = parser.parse_args()
-    print("rows  " + "".join(f"{name:>10}" for name in COLUMNS) + "   us a step")  # noqa: T201
+    print("rows  " + "".join(f"{name:>10}" for name in COLUMNS) + "   us a step")
     for rows in args.rows:
         took = asyncio.run(measure(rows, args.steps, args.churn))
-        print(f"{rows:>4}  " + "".join(f"{1e6 * each:>10.1f}" for each in took))  # noqa: T201
+        print(f"{rows:>4}  " + "".join(f"{1e6 * each:>10.1f}" for each in took))
 
 
 if __name__ == "__main__":

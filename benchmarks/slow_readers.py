@@ -47,7 +47,7 @@ class Watched(wire.FrameProtocol):
 
 
 async def _serve(pipe: Connection, rows: int) -> None:
-    serve.FrameProtocol = Watched  # type: ignore[misc]
+    serve.FrameProtocol = Watched  # type: ignore[misc]  # the same protocol, its buffers watched
     script = Script(reply=[READ, STALL], context_length=110_000, max_rows=rows)
     config = EngineConfig(max_rows=rows, max_queued=100_000, kv_cache_bytes=16 * 200_000)
     async with DynamicEngine(ScriptedBackend(script), config) as engine:
@@ -104,8 +104,8 @@ async def _measure(url: str, pid: int, args: argparse.Namespace) -> None:
     grown = process.memory_info().rss - before
     for ws in stalled:
         ws.transport.abort()
-    print(f"p99 gap alone {alone * 1e3:.1f} ms, beside {beside * 1e3:.1f} ms: {beside / alone:.2f} times")  # noqa: T201
-    print(f"memory up {grown / 2**20:.0f} MiB")  # noqa: T201
+    print(f"p99 gap alone {alone * 1e3:.1f} ms, beside {beside * 1e3:.1f} ms: {beside / alone:.2f} times")
+    print(f"memory up {grown / 2**20:.0f} MiB")
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def main() -> None:
     assert server.pid is not None
     asyncio.run(_measure(ours.recv(), server.pid, args))
     ours.send("stop")
-    print(f"largest buffer of a connection {ours.recv() / 1024:.0f} KiB")  # noqa: T201
+    print(f"largest buffer of a connection {ours.recv() / 1024:.0f} KiB")
     server.join()
 
 

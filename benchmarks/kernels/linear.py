@@ -140,7 +140,7 @@ def row(
     }  # fmt: skip
     beside = "" if library is None else f"library {library * 1e6:8.1f}"
     line = f"{model:12s} M={rows:<3d} {layer:5s} floor {result['floor_us']:8.1f}  own {own * 1e6:8.1f}"
-    print(f"{line} ({result['own_tb_s']:.2f} TB/s)  {beside}", flush=True)  # noqa: T201
+    print(f"{line} ({result['own_tb_s']:.2f} TB/s)  {beside}", flush=True)
     return result
 
 
