@@ -94,18 +94,19 @@ class Scheduler:
     def plan(self) -> Batch | None:
         """The next launch, or None if no row can advance before something is committed."""
         seats = self._roster.seat()
-        woken = self._woken()
-        budget = self._chunk_budget(sum(not row.decoding for row in woken))
         grown: Grown = []
         singles: list[Single] = []
-        for row in woken:
+        filling: list[Sequence] = []
+        for row in self._woken():
             if row.slot < 0 or row.preempting:
                 continue
-            if row.decoding:
-                if self._decodes_alone(row, grown):
-                    singles.append(Single(row, 0, True))
-                continue
-            length = min(len(row.tokens) - row.planned, budget)
+            if not row.decoding:
+                filling.append(row)
+            elif self._decodes_alone(row, grown):
+                singles.append(Single(row, 0, True))
+        budget = self._chunk_budget(self._flight.num_steady + len(singles), len(filling))
+        for row in filling:
+            length = 0 if row.slot < 0 or row.preempting else min(len(row.tokens) - row.planned, budget)
             budget -= length
             if length:
                 singles.append(Single(row, length, row.samples_after(length)))
@@ -124,11 +125,10 @@ class Scheduler:
         woken.sort(key=BY_ORDER)
         return woken
 
-    def _chunk_budget(self, filling: int) -> int:
-        """Prompt tokens of a launch with `filling` rows that do not decode yet. Beside decoding rows they are few, so
-        that those keep their pace, but the more rows wait for each that decodes, the more; at least a page, so that
-        prompts always advance."""
-        decoding = len(self._roster.running) - filling
+    def _chunk_budget(self, decoding: int, filling: int) -> int:
+        """Prompt tokens of a launch with `decoding` rows that decode and `filling` that do not yet. Beside decoding
+        rows they are few, so that those keep their pace, but the more rows wait for each that decodes, the more; at
+        least a page, so that prompts always advance."""
         budget = self._max_tokens - decoding
         if decoding:
             held_up = filling + len(self._roster.waiting)

@@ -124,7 +124,7 @@ def decode(heads: Heads, lengths: list[int]) -> Row:
     out = torch.empty(rows, heads.q * heads.dim, device=DEVICE, dtype=torch.bfloat16)
     slots, positions, turn = int32([*range(rows)]), int32(lengths), rotary(heads, max(lengths) + 1)
     attend = DecodeAttention(rows, heads.q, heads.kv, heads.dim, PAGE, DEVICE, stored=heads.stored)
-    attend.plan(slots, positions, layers[0].tables)
+    attend.plan(slots, positions, layers[0].idle)
     repeats = max(1, 20 // len(layers))
     us = graph_us([partial(attend, qkv, slots, positions, turn, x, out) for x in layers], repeats=repeats)
     row = {

@@ -43,7 +43,7 @@ class KernelOps:
     def begin(self, gathered: Gathered, size: Pass) -> None:
         if self._decode is not None and size.rows:
             slots, positions = gathered.slots[: size.rows], gathered.positions[: size.rows]
-            self._decode.plan(slots, positions, self._caches[0].tables)
+            self._decode.plan(slots, positions, self._caches[0].idle)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         shared, x = self._layers.shared, self._buffers["x"][: len(ids)]

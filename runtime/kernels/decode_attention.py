@@ -6,6 +6,9 @@ stretch that lies wholly in the run is written out; of a shared one each program
 at the stretch's counter (which it resets) combines them. A program has at most two parts: the stretch that it begins
 in, and the one that it ends in.
 
+Launched as a programmatic dependent, a program asks for its first pages before the queries are there: plan, tables and
+all keys but the new ones were written before an ordinary launch that came in between.
+
 The program with a stretch's last page also turns the new key, writes key and value into the page, and attends to them
 from registers; all others see only keys before the new one, so no program waits for another.
 """
@@ -18,12 +21,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .assembly import fetch_early, page_at, widened
 from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
+from .dependent import can_depend
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
 from .workspace import allocated, for_decode_attention, group_rows, most_programs, padded_dim, spread
+
+EARLY = 2
+"""Pages that a program asks for before it waits."""
 
 
 @triton.jit
@@ -72,7 +80,7 @@ def decode_attention_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr,
     GROUP_ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, PARTS: tl.constexpr,
-    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     COPIES: tl.constexpr = TILE_ROWS // GROUP_ROWS
@@ -81,6 +89,8 @@ def decode_attention_kernel(
     STORED: tl.constexpr = pool.dtype.element_ty
     # Eight bits are exact in float16, and a card turns them into it in one instruction.
     FACTOR: tl.constexpr = tl.float16 if STORED == tl.float8e4nv else COMPUTE
+    if PDL:
+        gdc_launch_dependents()
     program = tl.program_id(0)
     entry = plan + program * PLAN_WORDS
     units = tl.load(entry)
@@ -89,14 +99,17 @@ def decode_attention_kernel(
     slot = tl.load(entry + 3)
     position = tl.load(entry + 4)
     page = tl.load(entry + 5)
+    first = tl.load(entry + 6)
+    num_parts = tl.load(entry + 7)
+    last_parts = tl.load(entry + 8)
     if ASSEMBLY:
-        if units > 0:
-            early = pool + tl.load(entry + 6).to(tl.int64) * 2 * SIDE + head * PAGE * HEAD_DIM
+        in_table = tables + slot.to(tl.int64) * pages_per_row + page
+        for at in range(0, tl.minimum(tl.minimum(units, position // PAGE + 1 - page), EARLY)):
+            early = pool + page_at(in_table + at, ASSEMBLY).to(tl.int64) * 2 * SIDE + head * PAGE * HEAD_DIM
             fetch_early(early, HEAD_DIM, DIM, PAGE)
             fetch_early(early + SIDE, HEAD_DIM, DIM, PAGE)
-    first = tl.load(entry + 7)
-    num_parts = tl.load(entry + 8)
-    last_parts = tl.load(entry + 9)
+    if PDL:
+        gdc_wait()
 
     column = tl.arange(0, DIM)
     in_head = column < HEAD_DIM
@@ -247,13 +260,14 @@ class DecodeAttention:
         self._parts, self._stats, self._arrivals = allocated(buffers, device).values()
         pages_in_flight = 96 * 1024 // (2 * page * self._dim * stored.itemsize)
         self._stages = 3 if pages_in_flight >= 2 else 2
+        self._pdl = can_depend(device)
 
-    def plan(self, slots: Tensor, positions: Tensor, tables: Tensor) -> None:
+    def plan(self, slots: Tensor, positions: Tensor, idle: int) -> None:
         """Once a step, before its first layer: share out the pages of rows at `positions` of `slots`, both [rows]
-        int32. The tables are those of the layers' caches."""
+        int32; `idle` is the slot of rows that pad. An ordinary launch must come before the first layer's."""
         programs = spread(slots.shape[0], self._line_bytes).programs
         for plan in self._plans.values():
-            plan.fill(slots, positions, tables, self._programs or self._processors * programs)
+            plan.fill(slots, positions, idle, self._programs or self._processors * programs)
 
     def __call__(
         self,
@@ -280,5 +294,6 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
             PARTS=max(1, 8192 // (self._group_rows * self._dim)),
-            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, num_warps=how.warps, maxnreg=how.registers,
+            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, EARLY=EARLY, PDL=self._pdl,
+            num_warps=how.warps, maxnreg=how.registers, launch_pdl=self._pdl,
         )  # fmt: skip

@@ -32,9 +32,9 @@ def owner(unit, share, extra):
     return tl.where(unit < in_larger, unit // (share + 1), extra + (unit - in_larger) // tl.maximum(share, 1))
 
 
-@triton.jit(do_not_specialize=["num_rows", "pages_per_row", "idle"])
+@triton.jit(do_not_specialize=["num_rows", "idle"])
 def decode_plan_kernel(
-    slots, positions, tables, plan, num_rows, pages_per_row, idle,
+    slots, positions, plan, num_rows, idle,
     KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, LEAD: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, ROWS)
@@ -81,20 +81,18 @@ def decode_plan_kernel(
         tl.store(entry + 3, slot)
         tl.store(entry + 4, position)
         tl.store(entry + 5, page)
-        tl.store(entry + 6, tl.load(tables + slot.to(tl.int64) * pages_per_row + page))
-        tl.store(entry + 7, first)
-        tl.store(entry + 8, owner(stretch + length - 1, share, extra) + 1 - first)
+        tl.store(entry + 6, first)
+        tl.store(entry + 7, owner(stretch + length - 1, share, extra) + 1 - first)
         last_parts = owner(last_stretch + last_length - 1, share, extra) + 1 - program
-        tl.store(entry + 9, tl.where(end - last_stretch > LEAD, last_parts, 1))
+        tl.store(entry + 8, tl.where(end - last_stretch > LEAD, last_parts, 1))
     tl.store(entry, units)
 
 
 class DecodePlan:
     """The plan of one kind of layer: those with the same `window`. Its tensor stays where it is.
 
-    Words of a program: pages; row, head, slot, position and first page of its first stretch, and where that page
-    lies; the first program and the number of programs of its first stretch; the number of those of its last stretch,
-    where that begins with it.
+    Words of a program: pages; row, head, slot, position and first page of its first stretch; the first program and the
+    number of programs of that stretch; the number of those of its last stretch, where that begins with it.
     """
 
     def __init__(
@@ -105,11 +103,11 @@ class DecodePlan:
         self.words = workspace.allocated(workspace.for_decode_plan(programs), device)["words"]
         self._num_kv_heads = num_kv_heads
 
-    def fill(self, slots: Tensor, positions: Tensor, tables: Tensor, programs: int) -> None:
+    def fill(self, slots: Tensor, positions: Tensor, idle: int, programs: int) -> None:
         """Share out the pages of rows at `positions` of `slots` (both [rows] int32) among the first `programs`."""
         self.programs = programs
         decode_plan_kernel[(programs,)](
-            slots, positions, tables, self.words, slots.shape[0], tables.stride(0), tables.shape[0] - 1,
+            slots, positions, self.words, slots.shape[0], idle,
             KV_HEADS=self._num_kv_heads, PAGE=self._page, WINDOW=self.window,
             ROWS=triton.next_power_of_2(max(slots.shape[0], 16)),
             LEAD=int(slots.shape[0] * self._num_kv_heads > programs), num_warps=4,

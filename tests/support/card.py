@@ -26,6 +26,8 @@ def make_step(
     **settings: Any,
 ) -> CudaStep:
     """A step with pages of its own number; settings are those of `EngineConfig`."""
+    if CARD.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
     config = EngineConfig(**({"max_batch_tokens": 256, "tune_process": False} | settings))
     plan = plan_device(model, config, 8 * 2**30, value_bytes=dtype.itemsize)
     plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=num_pages))

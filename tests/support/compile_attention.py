@@ -41,6 +41,7 @@ DECODE = {
     "PARTS": 32,
     "ASSEMBLY": True,
     "STAGES": 3,
+    "EARLY": 2,
     "NORM": True,
     "WINDOW": 0,
 }
@@ -67,7 +68,10 @@ def main(capability: int) -> None:
     heads = {**SHAPE, "HEAD_DIM": 128, "DIM": 128}
     most = 0
     for kind in stored:
-        most = max(most, shared_bytes(decode_attention_kernel, target, f"*{kind}", {**heads, **DECODE}, 4))
+        most = max(
+            most,
+            shared_bytes(decode_attention_kernel, target, f"*{kind}", {**heads, **DECODE, "PDL": hopper}, 4),
+        )
         chunks = {**heads, "CHUNKS": 16, "TILE": 64, "WINDOW": 100, "FP8": kind != "bf16"}
         lines, stages, warps = f"tensordesc<{kind}[64, 128]>", 5 if hopper else 2, 4 if hopper else 8
         most = max(

@@ -46,7 +46,7 @@ def check(
             torch.full_like(expected, 7.0),
             LayerCache(cache.pool.clone(), cache.tables, cache.k_scale, cache.v_scale),
         )
-        attend.plan(slots, positions, cache.tables)
+        attend.plan(slots, positions, cache.idle)
         attend(qkv, slots, positions, turn, ours, out, window=window)
         torch.testing.assert_close(out, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert_same_pool(ours, reference)

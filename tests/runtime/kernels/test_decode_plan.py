@@ -20,15 +20,14 @@ def visits(
 ) -> tuple[list[list[int]], list[Visit]]:
     """The pages of every program as (row, head, page), and for each visited stretch the parts that it is said to
     have, walked as the kernel walks them."""
-    tables = torch.arange(8 * 64, dtype=torch.int32, device=DEVICE).view(8, 64)
     plan = DecodePlan(KV_HEADS, PAGE, programs, window, torch.device(DEVICE))
-    plan.fill(int32(slots), int32(lengths), tables, programs)
+    plan.fill(int32(slots), int32(lengths), IDLE, programs)
     first_page = [max(0, length + 1 - window) // PAGE if window else 0 for length in lengths]
     walked = []
     for program, words in enumerate(plan.words.tolist()):
-        units, row, head, slot, position, page, place, first, parts, last_parts = words[:10]
+        units, row, head, slot, position, page, first, parts, last_parts = words[:9]
         if units:
-            assert (slot, position, place) == (slots[row], lengths[row], int(tables[slot, page]))
+            assert (slot, position) == (slots[row], lengths[row])
         while units:
             end = min(page + units, lengths[row] // PAGE + 1)
             walked += [(program, row, head, at, first * 1000 + parts) for at in range(page, end)]
