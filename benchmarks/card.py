@@ -3,8 +3,9 @@
 python benchmarks/card.py llama-1b b1,b8,b32,mixed256 [--repeats 2] [--json FILE] [SETTING=VALUE ...]
 
 Weights are random, so nothing is downloaded; settings are `EngineConfig`'s. A list is played `--repeats` times and the
-last counts. `step` is the median time of a turn of the worker while the list is played; `first` the first token of the
-list, from the moment that all requests are there.
+last counts. `first` is the first token of the list, from the moment that all requests are there; `turn` the median time
+of a turn of the worker. `step`, for lists of one length: the same list is played with one token each, and the rest of
+the time is shared among the other tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import time
 from typing import Any
 
+import msgspec
 import torch
 
 from jitney.runtime.batch import RowSampling
@@ -64,8 +66,18 @@ def play(step: CudaStep, jobs: list[Generate]) -> dict[str, float]:
         "output_tok_s": tokens / wall,
         "prompt_tok_s": prompt_tokens / wall,
         "first_ms": first * 1e3,
-        "step_ms": statistics.median(turns) * 1e3,
+        "turn_ms": statistics.median(turns) * 1e3,
     }
+
+
+def measured(step: CudaStep, jobs: list[Generate], repeats: int) -> dict[str, float]:
+    figures = [play(step, jobs) for _ in range(repeats)][-1]
+    (answer, *others) = {job.max_tokens for job in jobs}
+    if answer > 1 and not others:
+        firsts = play(step, [msgspec.structs.replace(job, max_tokens=1) for job in jobs])
+        figures["firsts_ms"] = firsts["wall_s"] * 1e3
+        figures["step_ms"] = (figures["wall_s"] - firsts["wall_s"]) / (answer - 1) * 1e3
+    return figures
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -91,7 +103,7 @@ def main() -> None:
     cells: list[dict[str, Any]] = [{"list": "open", "wall_s": time.perf_counter() - started}]
     for name in asked.lists.split(","):
         jobs = requests(LISTS[name], model.vocab_size)
-        figures = [play(step, jobs) for _ in range(asked.repeats)][-1]
+        figures = measured(step, jobs, asked.repeats)
         cells.append({"list": name, **figures})
         print(asked.shape, name, *(f"{key} {value:.2f}" for key, value in figures.items()), flush=True)
     step.close()
