@@ -175,7 +175,7 @@ async def starlette(args: argparse.Namespace, name: str, protocol: Any) -> None:
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.accept()
-        send = frame_sender(websocket)
+        send = frame_sender(websocket).send_frame
         sends.append((lambda: send(frame)) if name == "wire" else (lambda: websocket.send_text(TEXT)))
         await websocket.receive()
 

@@ -2,6 +2,7 @@
 
 The engine's loop is the only thread that touches a log. A reader is a cursor: resuming is a cursor set back, a second
 reader is a second cursor, and a slow reader is a cursor that lags and gets the deltas it missed merged into one. A
+reader that has read all may take the next entry as it is appended, without a turn of the loop in between. A
 log's length is bounded by what was admitted (max_tokens and log-probabilities), and no more logs grow at a time than
 the engine has rows, so nothing is ever cut from one and no reader slows the engine.
 """
@@ -9,12 +10,15 @@ the engine has rows, so nothing is ever cut from one and no reader slows the eng
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
 
 from .events import Event
+
+Take = Callable[[Event], bool]
+"""Called within `append`, so it must return at once. False: it is not taken, and whoever waits is to be woken."""
 
 
 class Log:
@@ -22,7 +26,7 @@ class Log:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], Take | None] = {}
         self.is_sealed = False
         self.num_discarded = 0
         self.num_bytes = 0
@@ -47,14 +51,19 @@ class Log:
             self.num_bytes += _scores_bytes(event)
         self.is_sealed = event.kind == "done"
         if self._waiters:
-            self._wake()
+            self._tell(event)
         return True
 
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
+    def _tell(self, event: Event) -> None:
+        """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair."""
+        for waiter, take in self._waiters.items():
+            if waiter.done():
+                continue
+            try:
+                if take is None or not take(event):
+                    waiter.set_result(None)
+            except Exception as error:
+                waiter.set_exception(error)
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""
@@ -81,17 +90,17 @@ class Log:
                     yield event
 
     async def wait_sealed(self) -> None:
-        while not self.is_sealed:
-            await self.news()
+        if not self.is_sealed:
+            await self.news(lambda event: event.kind != "done")
 
-    async def news(self) -> None:
-        """Waits for the next entry."""
+    async def news(self, take: Take | None = None) -> None:
+        """Waits for the next entry that `take` does not take. Raises what `take` does."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = take
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
 
 def _scores_bytes(event: Event) -> int:

@@ -131,6 +131,6 @@ class ChatSocket:
 
     async def _send(self, frame: bytes) -> None:
         try:
-            await self._sender(frame)
+            await self._sender.send_frame(frame)
         except WebSocketDisconnect:
             await anyio.sleep_forever()  # until the reader, which sees it too, cancels this task

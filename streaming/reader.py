@@ -11,12 +11,13 @@ from collections.abc import AsyncGenerator
 
 from ..runtime.backend import Tokenizer
 from ..runtime.events import Event
-from ..runtime.log import Log
+from ..runtime.log import Log, Take
 from .conversation import answer_splitter, events_of, shown
 from .entry import Entry
 from .protocols.delivery import Delivery
 from .protocols.errors import Refusal, Refused, invalid
 from .protocols.responses import TERMINAL_ONLY
+from .wire import FrameSender
 
 
 class Reader:
@@ -44,10 +45,12 @@ class Reader:
         self._waits = waits
         self._credit = self._delivery.credit
         self._granted = asyncio.Event()
+        self._cursor = 0
 
-    async def frames(self) -> AsyncGenerator[list[bytes]]:
-        """What to send, to the last frame, a list for each time that there was news. Raises `Refused` where the answer
-        was refused, or where the client says that it has what does not exist."""
+    async def frames(self, sender: FrameSender | None = None) -> AsyncGenerator[list[bytes]]:
+        """What to send, to the last frame, a list for each time that there was news. Plain deltas go straight to
+        `sender` as they are appended to the log, while it has room and all that came before was sent. Raises `Refused`
+        where the answer was refused, or where the client says that it has what does not exist."""
         events = self._events
         if self._waits:
             yield events.queued()
@@ -58,11 +61,13 @@ class Reader:
         self._check_place(response.log)
         yield events.begin(answer_splitter(self.entry, self._tokenizer))
         self.is_told = True
-        cursor = 0
+        take = None if sender is None else self._taker(sender)
         while not events.is_done:
             await self._until_granted()
-            news = await news_of(response.log, cursor, self._delivery)
-            cursor = news[-1].seq
+            if take is not None and response.log.last_seq == self._cursor:
+                await response.log.news(take)
+            news = await news_of(response.log, self._cursor, self._delivery)
+            self._cursor = news[-1].seq
             num_deltas = events.num_deltas
             yield events.feed(news)
             if self._credit is not None:
@@ -82,6 +87,21 @@ class Reader:
         """The news for a client that waits for the first token; None for others."""
         progress = self.entry.progress()
         return self._events.still(progress) if self.is_told and progress is not None else None
+
+    def _taker(self, sender: FrameSender) -> Take | None:
+        """None for a client that wants its deltas counted or joined."""
+        if self._credit is not None or self._delivery.min_flush_tokens > 1:
+            return None
+
+        def take(event: Event) -> bool:
+            frame = self._events.plain(event) if sender.has_room else None
+            if frame is None:
+                return False
+            sender.put_frame(frame)
+            self._cursor = event.seq
+            return True
+
+        return take
 
     async def _until_granted(self) -> None:
         while self._credit is not None and self._credit <= 0:

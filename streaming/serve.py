@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from ..runtime.errors import EngineDied
 from .routes.metrics import metrics_app
 from .service import Service
-from .wire import FrameProtocol
+from .wire import FrameProtocol, Outbox
 
 logger = logging.getLogger("jitney.streaming")
 
@@ -127,7 +128,7 @@ def _config(app: Starlette, max_frame_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="auto",
-        ws=FrameProtocol,
+        ws=partial(FrameProtocol, outbox=Outbox()),
         ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,

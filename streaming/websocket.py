@@ -65,7 +65,7 @@ class ResponsesSocket:
     async def run(self) -> None:
         """Serve the socket until either side closes it. What its lanes still have to do goes on without it."""
         await self._websocket.accept()
-        self._put = frame_sender(self._websocket)
+        self._sender = frame_sender(self._websocket)
         async with anyio.create_task_group() as self._followers:
             self._followers.start_soon(self._write_replies)
             self._followers.start_soon(self._tell_progress)
@@ -161,7 +161,7 @@ class ResponsesSocket:
     async def _send(self, frame: bytes) -> None:
         self._num_sending += 1
         try:
-            await self._put(frame)
+            await self._sender.send_frame(frame)
         except WebSocketDisconnect:
             # The socket is closing; the reader sees it too and cancels this task.
             await anyio.sleep_forever()
@@ -173,7 +173,7 @@ class ResponsesSocket:
         try:
             with self._service.registry.reading(reader.entry):
                 await self._has_replied.wait()
-                async with aclosing(reader.frames()) as batches:
+                async with aclosing(reader.frames(self._sender)) as batches:
                     async for batch in batches:
                         for frame in batch:
                             await self._send(frame)

@@ -2,7 +2,8 @@
 
 Handshake, reading, pings and close stay uvicorn's. A handler asks `frame_sender` for a function and gets the short way
 where the server runs this protocol, else plain ASGI; the bytes on the wire are the same. Frames that are sent in one
-turn of the loop, by however many tasks, go out in one write: the tokens of one step cost a socket one system call.
+turn of the loop, by however many tasks, go out in one write: the tokens of one step cost a socket one system call, and
+all the sockets of a server together one callback of the loop.
 
 A socket holds at most `MAX_HELD_BYTES` here, as much in the transport's buffer and in the system's, and one frame:
 whoever sends waits for room.
@@ -16,8 +17,7 @@ import asyncio
 import logging
 import socket
 from asyncio.transports import BaseTransport
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.config import Config
@@ -31,27 +31,65 @@ MAX_PONG_BYTES = 256 * 2**10
 READ_BYTES = 8 * 2**10
 """Read at a time: at worst some 1,300 frames, which take 5 ms to parse."""
 
-FrameSender = Callable[[bytes], Awaitable[None]]
+
+class FrameSender(Protocol):
+    """Sends text frames of UTF-8 bytes, after accept."""
+
+    async def send_frame(self, payload: bytes) -> None:
+        """Waits while the client lags; raises `WebSocketDisconnect` once the socket is closed."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame may be sent without waiting, by `put_frame`."""
+        ...
+
+    def put_frame(self, payload: bytes) -> None: ...
 
 
 def frame_sender(websocket: WebSocket) -> FrameSender:
-    """Sends one text frame of UTF-8 bytes, after accept. Waits while the client lags; raises `WebSocketDisconnect`
-    once the socket is closed."""
     fast: dict[str, FrameSender] | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-    if fast is not None:
-        return fast["send"]
+    return _PlainSender(websocket) if fast is None else fast["sender"]
 
-    async def send(frame: bytes) -> None:
+
+class _PlainSender:
+    """Over plain ASGI, where sending is waiting."""
+
+    has_room = False
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    async def send_frame(self, payload: bytes) -> None:
         try:
-            await websocket.send({"type": "websocket.send", "text": frame.decode()})
+            await self._websocket.send({"type": "websocket.send", "text": payload.decode()})
         except RuntimeError as exc:  # it is closing
             raise WebSocketDisconnect(1006) from exc
 
-    return send
+    def put_frame(self, payload: bytes) -> None:
+        raise AssertionError("there was no room")
+
+
+class Outbox:
+    """The connections of a loop that have frames to send at the end of its turn."""
+
+    def __init__(self) -> None:
+        self._due: list[FrameProtocol] = []
+
+    def add(self, connection: FrameProtocol) -> None:
+        if not self._due:
+            connection.loop.call_soon(self._flush)
+        self._due.append(connection)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for connection in due:
+            connection._flush()
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):
-    """One connection. Frames wait in `_frames` until the end of the loop's turn."""
+    """One connection. Frames wait in `_frames` until the end of the loop's turn. `outbox` is shared by those of one
+    server."""
 
     def __init__(
         self,
@@ -59,12 +97,29 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        outbox: Outbox | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._outbox = outbox or Outbox()
         self.logger = _Quiet(logging.getLogger("jitney.streaming"), {})  # type: ignore[assignment]
         self._frames: list[bytes] = []
         self._held_bytes = 0
         self._room = asyncio.Event()
+
+    @property
+    def has_room(self) -> bool:
+        return (
+            self._held_bytes < MAX_HELD_BYTES
+            and self.writable.is_set()
+            and not (self.disconnected or self.close_sent or self.transport.is_closing())
+        )
+
+    def put_frame(self, payload: bytes) -> None:
+        if not self._frames:
+            self._outbox.add(self)
+        self._frames += (_header(len(payload)), payload)
+        self._held_bytes += len(payload)
 
     async def send_frame(self, payload: bytes) -> None:
         while not self.disconnected and (self._held_bytes >= MAX_HELD_BYTES or not self.writable.is_set()):
@@ -72,10 +127,7 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             await self._room.wait()
         if self.disconnected or self.close_sent or self.transport.is_closing():
             raise WebSocketDisconnect(1006)
-        if not self._frames:
-            self.loop.call_soon(self._flush)
-        self._frames += (_header(len(payload)), payload)
-        self._held_bytes += len(payload)
+        self.put_frame(payload)
 
     def _flush(self) -> None:
         if self._frames and not self.disconnected and not self.transport.is_closing():
@@ -89,7 +141,7 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         if not self.config.ws_per_message_deflate:
             extensions: dict[str, Any] = self.scope["extensions"]
-            extensions[EXTENSION] = {"send": self.send_frame}
+            extensions[EXTENSION] = {"sender": self}
         await super().run_asgi()
 
     async def send(self, message: Any) -> None:

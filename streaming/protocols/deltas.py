@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,12 +10,29 @@ import msgspec
 from .items import OutputItem
 
 
+class DeltaFrame:
+    """The frame of an item's deltas, of which all is the same but the number, the text and the scores."""
+
+    def __init__(self, item: OutputItem, stream_id: str | None) -> None:
+        self.item = item
+        lane = b"" if stream_id is None else b',"stream_id":%b' % _encode(stream_id)
+        self._head = b'{"type":"%b.delta","sequence_number":' % item.text_event.encode()
+        self._middle = b'%b,"item_id":%b,"delta":' % (lane, _encode(item.id))
+        self._tail = b',"output_index":%d,"content_index":0}' % item.index
+        self._unscored = b',"logprobs":[]' + self._tail if item.kind == "message" else self._tail
+
+    def of(self, number: int, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> bytes:
+        tail = b',"logprobs":%b%b' % (_encode(logprobs), self._tail) if logprobs else self._unscored
+        return b"%b%d%b%b%b" % (self._head, number, self._middle, _encode(text), tail)
+
+
 class Delta:
     """Grows while neighbouring entries come, and takes the highest of their numbers."""
 
-    def __init__(self, item: OutputItem, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
-        self.item = item
+    def __init__(self, frame: DeltaFrame, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
+        self.item = frame.item
         self.num_chars = len(text)
+        self._frame = frame
         self._number = number
         self._texts = [text]
         self._logprobs = logprobs
@@ -25,34 +43,8 @@ class Delta:
         self._logprobs = self._logprobs + logprobs
         self.num_chars += len(text)
 
-    def frame(self, stream_id: str | None) -> bytes:
-        lane = msgspec.UNSET if stream_id is None else stream_id
-        text = self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
-        if self.item.kind == "reasoning":
-            return _ENCODER.encode(_ReasoningDelta(self._number, lane, self.item.id, text))
-        index = self.item.index
-        return _ENCODER.encode(_TextDelta(self._number, lane, self.item.id, text, self._logprobs, index))
+    def frame(self) -> bytes:
+        return self._frame.of(self._number, "".join(self._texts), self._logprobs)
 
 
-class _TextDelta(msgspec.Struct, frozen=True, tag_field="type", tag="response.output_text.delta"):
-    """A struct encodes several times faster than a dict is built."""
-
-    sequence_number: int
-    stream_id: str | msgspec.UnsetType
-    item_id: str
-    delta: str
-    logprobs: list[dict[str, Any]]
-    output_index: int
-    content_index: int = 0
-
-
-class _ReasoningDelta(msgspec.Struct, frozen=True, tag_field="type", tag="response.reasoning_text.delta"):
-    sequence_number: int
-    stream_id: str | msgspec.UnsetType
-    item_id: str
-    delta: str
-    output_index: int = 0
-    content_index: int = 0
-
-
-_ENCODER = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode

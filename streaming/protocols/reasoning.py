@@ -35,8 +35,13 @@ class ReasoningSplitter:
         self._strips = is_inside
         """Whether white space is dropped until the next visible character."""
 
+    @property
+    def is_past(self) -> bool:
+        """Whether all that comes is text, as it comes."""
+        return self.state == "text" and not self._strips
+
     def push(self, piece: str) -> Split:
-        if self.state == "text" and not self._strips:
+        if self.is_past:
             return Split(text=piece)
         self._held += piece
         if self.state == "undecided":

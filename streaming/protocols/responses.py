@@ -9,7 +9,7 @@ import msgspec
 
 from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Progress, Usage
-from .deltas import Delta
+from .deltas import Delta, DeltaFrame
 from .errors import failure
 from .items import Kind, OutputItem
 from .logprobs import entries
@@ -73,6 +73,7 @@ class ResponseEvents:
         self._matched: str | int | None = None
         self._state: dict[str, Any] = {"status": "queued"}
         self._frames: list[bytes] = []
+        self._delta_frame: DeltaFrame | None = None
         self._delta: Delta | None = None
 
     def queued(self) -> list[bytes]:
@@ -100,6 +101,24 @@ class ResponseEvents:
             elif event.kind != "prompt":
                 self._take(event)
         return self._drained()
+
+    def plain(self, event: Event) -> bytes | None:
+        """The frame of an entry that only adds to the text of the answer; None for any other, which is to be fed."""
+        frame, number = self._delta_frame, event.seq + self._shift
+        if (
+            event.kind != "delta"
+            or not event.text
+            or event.logprobs
+            or frame is None
+            or number <= self._after
+        ):
+            return None
+        if frame.item.kind != "message" or not self._splitter.is_past:
+            return None
+        frame.item.texts.append(event.text)
+        self.reached = number
+        self.num_deltas += 1
+        return frame.of(number, event.text)
 
     def response(self) -> dict[str, Any]:
         """The response object as it is now."""
@@ -229,13 +248,14 @@ class ResponseEvents:
         scores = entries(logprobs, self._tokenizer) if logprobs else []
         item.texts.append(text)
         item.logprobs += scores
-        self._add(item, number, text, scores)
+        self._add(number, text, scores)
 
     def _open(self, kind: Kind, number: int) -> None:
         """The first item has numbers 3 and 4, a further one `number` and the one after."""
         number = number if self._items else 3
         item = OutputItem(kind, self.id, len(self._items))
         self._items.append(item)
+        self._delta_frame = DeltaFrame(item, self._lane.get("stream_id"))
         self._say("response.output_item.added", number, output_index=item.index, item=item.opened())
         self._say("response.content_part.added", number + 1, part=item.empty_part(), **item.place)
 
@@ -248,21 +268,22 @@ class ResponseEvents:
 
     # Frames
 
-    def _add(self, item: OutputItem, number: int, text: str, scores: list[dict[str, Any]]) -> None:
+    def _add(self, number: int, text: str, scores: list[dict[str, Any]]) -> None:
         self.reached = number
         if number <= self._after:
             return
-        last = self._delta
-        if last is not None and last.item is item and last.num_chars + len(text) <= MAX_DELTA_CHARS:
+        frame, last = self._delta_frame, self._delta
+        assert frame is not None, "text outside of an item"
+        if last is not None and last.item is frame.item and last.num_chars + len(text) <= MAX_DELTA_CHARS:
             last.extend(number, text, scores)
             self.num_merged += 1
             return
         self._put_delta()
-        self._delta = Delta(item, number, text, scores)
+        self._delta = Delta(frame, number, text, scores)
 
     def _put_delta(self) -> None:
         if self._delta is not None:
-            self._frames.append(self._delta.frame(self._lane.get("stream_id")))
+            self._frames.append(self._delta.frame())
             self._delta = None
             self.num_deltas += 1
 

@@ -182,3 +182,44 @@ async def test_waiting_for_the_seal() -> None:
     log.append(done(3))
     await waiting
     await log.wait_sealed()
+
+
+async def test_an_entry_that_is_taken_wakes_nobody() -> None:
+    log, taken = filled(delta(1)), []
+
+    def take(event: Event) -> bool:
+        taken.append(event.seq)
+        return event.seq != 4
+
+    waiting = asyncio.create_task(log.news(take))
+    await asyncio.sleep(0)
+    log.append(delta(2))
+    log.append(delta(3))
+    await asyncio.sleep(0)
+    assert taken == [2, 3] and not waiting.done()
+    log.append(delta(4))
+    log.append(delta(5))
+    await waiting
+    assert taken == [2, 3, 4], "who is to be woken takes no more until it has caught up"
+
+
+async def test_what_one_reader_raises_ends_nobody_else() -> None:
+    log, taken = filled(delta(1)), []
+
+    def fail(event: Event) -> bool:
+        raise ValueError("a reader")
+
+    def take(event: Event) -> bool:
+        taken.append(event.seq)
+        return True
+
+    failing, waiting = asyncio.create_task(log.news(fail)), asyncio.create_task(log.news(take))
+    await asyncio.sleep(0)
+    assert log.append(delta(2))
+    with pytest.raises(ValueError, match="a reader"):
+        await failing
+    log.append(delta(3))
+    assert taken == [2, 3]
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert not log._waiters

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import psutil
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from jitney.streaming.wire import MAX_HELD_BYTES, READ_BYTES, FrameProtocol, frame_sender
+from jitney.streaming.wire import MAX_HELD_BYTES, READ_BYTES, FrameProtocol, Outbox, frame_sender
 
 TEXTS = ["", "a", "x" * 125, "x" * 126, "é" * 40_000, "x" * 65_535, "x" * 65_536, "😀"]
 
@@ -41,7 +42,7 @@ async def serving(handler: Any, protocol: Any = FrameProtocol, **options: Any) -
 
 async def send_texts(websocket: WebSocket) -> None:
     await websocket.accept()
-    send = frame_sender(websocket)
+    send = frame_sender(websocket).send_frame
     for text in TEXTS:
         await send(text.encode())
     await websocket.close(1000)
@@ -98,7 +99,7 @@ async def test_frames_of_one_turn_go_out_in_one_write(monkeypatch: pytest.Monkey
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.accept()
-        send = frame_sender(websocket)
+        send = frame_sender(websocket).send_frame
         for _ in range(3):
             await asyncio.gather(*(send(b"lane") for _ in range(16)))
             await asyncio.sleep(0.01)
@@ -107,6 +108,37 @@ async def test_frames_of_one_turn_go_out_in_one_write(monkeypatch: pytest.Monkey
     async with serving(handler) as url:
         await everything(url)
     assert writes == [frame(TEXT, b"lane", masked=False) * 16] * 3
+
+
+async def test_connections_of_a_server_send_in_one_callback_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, calls, put = asyncio.get_running_loop(), list[Any](), asyncio.Event()
+    call_soon, flush = loop.call_soon, Outbox._flush
+
+    def counted(callback: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(callback)
+        return call_soon(callback, *arguments, **options)
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.accept()
+        sender = frame_sender(websocket)
+        await put.wait()
+        assert sender.has_room
+        sender.put_frame(b"now")
+        await websocket.receive()
+        assert not sender.has_room
+
+    async with serving(handler, partial(FrameProtocol, outbox=Outbox())) as url:
+        sockets = [await RawWebSocket(url).__aenter__() for _ in range(8)]
+        monkeypatch.setattr(loop, "call_soon", counted)
+        put.set()
+        for ws in sockets:
+            assert await ws.reader.readexactly(5) == frame(TEXT, b"now", masked=False)
+        flushes = [call for call in calls if getattr(call, "__func__", None) is flush]
+        assert len(flushes) == 1
+        for ws in sockets:
+            await ws.__aexit__(None, None, None)
 
 
 async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_senders_wait() -> None:
@@ -120,8 +152,8 @@ async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_sender
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.accept()
-        send = frame_sender(websocket)
-        protocol = websocket.scope["extensions"]["jitney.frames"]["send"].__self__
+        send = frame_sender(websocket).send_frame
+        protocol = websocket.scope["extensions"]["jitney.frames"]["sender"]
         sent = [0]
         try:
             async with asyncio.TaskGroup() as tasks:
