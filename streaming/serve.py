@@ -128,7 +128,7 @@ def _config(app: Starlette, max_frame_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="auto",
-        ws=partial(FrameProtocol, outbox=Outbox()),
+        ws=partial(FrameProtocol, outbox=Outbox()),  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,

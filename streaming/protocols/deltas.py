@@ -9,12 +9,14 @@ import msgspec
 
 from .items import OutputItem
 
+MAX_CHARS = 2**15
+"""A merged delta grows no further than this."""
+
 
 class DeltaFrame:
     """The frame of an item's deltas, of which all is the same but the number, the text and the scores."""
 
     def __init__(self, item: OutputItem, stream_id: str | None) -> None:
-        self.item = item
         lane = b"" if stream_id is None else b',"stream_id":%b' % _encode(stream_id)
         self._head = b'{"type":"%b.delta","sequence_number":' % item.text_event.encode()
         self._middle = b'%b,"item_id":%b,"delta":' % (lane, _encode(item.id))
@@ -30,18 +32,21 @@ class Delta:
     """Grows while neighbouring entries come, and takes the highest of their numbers."""
 
     def __init__(self, frame: DeltaFrame, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
-        self.item = frame.item
-        self.num_chars = len(text)
         self._frame = frame
         self._number = number
+        self._num_chars = len(text)
         self._texts = [text]
         self._logprobs = logprobs
 
-    def extend(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
+    def extend(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bool:
+        """False where it would become too long."""
+        self._num_chars += len(text)
+        if self._num_chars > MAX_CHARS:
+            return False
         self._number = number
         self._texts.append(text)
         self._logprobs = self._logprobs + logprobs
-        self.num_chars += len(text)
+        return True
 
     def frame(self) -> bytes:
         return self._frame.of(self._number, "".join(self._texts), self._logprobs)

@@ -15,8 +15,6 @@ from .items import Kind, OutputItem
 from .logprobs import entries
 from .reasoning import ReasoningSplitter
 
-MAX_DELTA_CHARS = 2**15
-"""A merged delta grows no further than this."""
 TERMINAL_ONLY = 2**62
 """As `after`: a reader who wants the last frame and no other."""
 
@@ -73,7 +71,7 @@ class ResponseEvents:
         self._matched: str | int | None = None
         self._state: dict[str, Any] = {"status": "queued"}
         self._frames: list[bytes] = []
-        self._delta_frame: DeltaFrame | None = None
+        self._delta_frame: DeltaFrame
         self._delta: Delta | None = None
 
     def queued(self) -> list[bytes]:
@@ -104,21 +102,15 @@ class ResponseEvents:
 
     def plain(self, event: Event) -> bytes | None:
         """The frame of an entry that only adds to the text of the answer; None for any other, which is to be fed."""
-        frame, number = self._delta_frame, event.seq + self._shift
-        if (
-            event.kind != "delta"
-            or not event.text
-            or event.logprobs
-            or frame is None
-            or number <= self._after
-        ):
+        item, number = self._items[-1] if self._items else None, event.seq + self._shift
+        if item is None or item.kind != "message" or not self._splitter.is_past or number <= self._after:
             return None
-        if frame.item.kind != "message" or not self._splitter.is_past:
+        if event.kind != "delta" or not event.text or event.logprobs:
             return None
-        frame.item.texts.append(event.text)
+        item.texts.append(event.text)
         self.reached = number
         self.num_deltas += 1
-        return frame.of(number, event.text)
+        return self._delta_frame.of(number, event.text)
 
     def response(self) -> dict[str, Any]:
         """The response object as it is now."""
@@ -272,14 +264,11 @@ class ResponseEvents:
         self.reached = number
         if number <= self._after:
             return
-        frame, last = self._delta_frame, self._delta
-        assert frame is not None, "text outside of an item"
-        if last is not None and last.item is frame.item and last.num_chars + len(text) <= MAX_DELTA_CHARS:
-            last.extend(number, text, scores)
+        if self._delta is not None and self._delta.extend(number, text, scores):
             self.num_merged += 1
             return
         self._put_delta()
-        self._delta = Delta(frame, number, text, scores)
+        self._delta = Delta(self._delta_frame, number, text, scores)
 
     def _put_delta(self) -> None:
         if self._delta is not None:
