@@ -27,6 +27,7 @@ COMPUTING = (
     "runtime/steps/",
     "runtime/cuda/",
     "runtime/kernels/",
+    "runtime/native/",
     "runtime/weights/",
     "export/",
 )

@@ -110,7 +110,7 @@ def test_close_gives_weights_and_threads_back() -> None:
     config = EngineConfig(dtype="float32", num_threads=1, max_context=64)
     first = open_cpu_step(MODEL, random_weights(MODEL), config)
     second = open_cpu_step(MODEL, random_weights(MODEL), config)
-    pools = [weakref.ref(pool) for pool in first._pools]  # type: ignore[attr-defined]
+    pools = [weakref.ref(pool) for pool in first._forward._pages]  # type: ignore[attr-defined]
     first.close()
     gc.collect()
     assert all(pool() is None for pool in pools)

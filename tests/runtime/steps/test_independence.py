@@ -1,5 +1,6 @@
 """Law 6 to the last bit: a row's log-probabilities over the whole vocabulary do not depend on its neighbours, on how
-its prompt is cut, on its page numbers, on what was cached, or on whether the pass is compiled."""
+its prompt is cut, on its page numbers, on what was cached, or on whether the pass is compiled. Own kernels and torch
+each keep it."""
 
 from __future__ import annotations
 
@@ -14,9 +15,13 @@ from tiny_models import random_weights, small_llama
 
 from jitney.runtime.batch import Chunk, RowSampling, TokenLogprobs
 from jitney.runtime.config import EngineConfig
+from jitney.runtime.native.library import library
+from jitney.runtime.steps import cpu
 from jitney.runtime.steps.cpu import CpuStep, open_cpu_step
 from jitney.runtime.steps.kernels import choose_kernels
-from jitney.runtime.steps.memory import plan_memory
+from jitney.runtime.steps.memory import PAGE_TOKENS, plan_memory
+from jitney.runtime.steps.slots import Slots
+from jitney.runtime.steps.torch_forward import TorchForward
 
 VOCAB = 512
 MODEL = small_llama(
@@ -45,14 +50,20 @@ def config(mode: str) -> EngineConfig:
     return EngineConfig(max_rows=40, max_context=1024, kv_cache_bytes=2**27, **MODES[mode])
 
 
-CASES = [(mode, kind) for mode in MODES for kind in ("grouped", "sliding")]
+PATHS = [*[(mode, "torch") for mode in MODES], ("bfloat16", "native"), ("int8", "native")]
+CASES = [(*path, kind) for path in PATHS for kind in ("grouped", "sliding")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def step(request: pytest.FixtureRequest) -> Iterator[CpuStep]:
-    mode, kind = request.param
+    mode, path, kind = request.param
+    if path == "native" and library().kernels is None:
+        pytest.skip(library().reason)
     model = MODEL if kind == "grouped" else SLIDING
-    opened = open_cpu_step(model, random_weights(model), config(mode))
+    with pytest.MonkeyPatch.context() as patched:
+        if path == "torch":
+            patched.setattr(cpu, "why_not", lambda *_: "the test says so")
+        opened = open_cpu_step(model, random_weights(model), config(mode))
     yield opened  # type: ignore[misc]
     opened.close()
 
@@ -121,7 +132,11 @@ def test_compiled_and_eager(mode: str) -> None:
     plan = plan_memory(MODEL, settings, 4, 0, None)
     results = []
     for compiled in (True, False):
-        step = CpuStep(MODEL, random_weights(MODEL), settings, kernels, plan, compiled=compiled)
+        slots = Slots(40, plan.context // PAGE_TOKENS)
+        forward = TorchForward(
+            MODEL, random_weights(MODEL), settings, kernels, plan, slots, compiled=compiled
+        )
+        step = CpuStep(forward, slots, plan, tuned=False)
         results.append(alone(step, 70))
         step.close()
     assert results[0] == results[1]
