@@ -50,6 +50,14 @@ class Ladder:
             for rows in reversed(self._mixed):
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
+    def launched(self) -> Iterator[Pass]:
+        """Of the passes without a graph, one for each number of rows: long prompts, and what adjusts logits."""
+        for rows in (0, *self._rows):
+            for fresh in (False, True):
+                yield self.size(rows, self._most_tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
+        for rows in self._mixed:
+            yield Pass(rows, self._tokens[0], FEW_CHUNKS, True, True)
+
 
 def _least(buckets: tuple[int, ...], wanted: int) -> int:
     return next(bucket for bucket in buckets if bucket >= wanted)

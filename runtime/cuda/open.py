@@ -7,23 +7,28 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
+import msgspec
 import torch
 
 from ..batch import Capacity, Step
 from ..config import EngineConfig
 from ..errors import InvalidField
+from ..kernels.choice import Choice
+from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
+from ..kernels.tuned import choices_file, load_choices
 from ..kernels.weight import quantize_fp8
 from ..model.config import ModelConfig
 from ..model.layers import Layers, Weights, load_layers
+from ..weights.cache import cache_root
 from ..weights.random_weights import RandomWeights
 from .arena import Arena
 from .forward import Forward, Ops, Pass
@@ -52,8 +57,11 @@ INTERPRETED_PROCESSORS = 2
 logger = logging.getLogger("jitney")
 
 
-def open_cuda_step(model: ModelConfig, weights: Weights, config: EngineConfig) -> Step:
-    """Plan the memory, then load the weights, and capture what decoding needs.
+def open_cuda_step(
+    model: ModelConfig, weights: Weights, config: EngineConfig, kernels: Kernels | None = None
+) -> Step:
+    """Plan the memory, then load the weights, compile the kernels and capture what decoding needs. `kernels`: with what
+    was brought for this card.
 
     Raises `CannotServe` where a context does not fit, `ModelError` where a tensor is missing or misshapen,
     `InvalidField` where the card lacks what is asked.
@@ -70,7 +78,11 @@ def open_cuda_step(model: ModelConfig, weights: Weights, config: EngineConfig) -
     free_bytes = torch.cuda.mem_get_info(device)[0]
     plan = plan_device(model, config, free_bytes, value_bytes=dtype.itemsize, processors=_processors(device))
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
-    return build_step(model, weights, config, plan, dtype, device)
+    kernels = kernels or Kernels()
+    kernels.choices = kernels.choices or load_choices(
+        choices_file(cache_root(), torch.cuda.get_device_name())
+    )
+    return build_step(model, weights, config, plan, dtype, device, kernels=kernels)
 
 
 def build_step(
@@ -82,8 +94,10 @@ def build_step(
     device: torch.device,
     *,
     naive: bool = False,
+    kernels: Kernels | None = None,
 ) -> CudaStep:
-    """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch."""
+    """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch. `kernels` None: each is
+    compiled when it is first launched."""
     sizes = plan.sizes
     with torch.inference_mode():
         layers = _load(model, weights, config, sizes, dtype, device)
@@ -98,7 +112,8 @@ def build_step(
         if naive:
             ops = NaiveOps(model, layers, pools, state.tables)
         else:
-            ops = _kernels(model, layers, [LayerCache(pool, state.tables) for pool in pools], sizes, config)
+            caches = [LayerCache(pool, state.tables) for pool in pools]
+            ops = _kernels(model, layers, caches, sizes, config, kernels.choices if kernels else {})
         outbox = Outbox(sizes.max_samples, device)
         slotwise = Slotwise(
             state.positions,
@@ -122,6 +137,9 @@ def build_step(
         max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
+    if kernels is not None:
+        rehearsed = Forward(_one_of_each(model, layers), ops, sampler, slotwise, buffers, outbox.ring)
+        kernels.compile(lambda: step.rehearse(rehearsed, [*_ladder(ladder), *ladder.launched()]))
     needed = sum(1 for _ in _needed(ladder)) if device.type == "cuda" else 0
     for number in range(needed):
         step.prepare()
@@ -151,8 +169,19 @@ def _ladder(ladder: Ladder) -> Iterator[Pass]:
     yield from ladder.decoding(full=True)
 
 
+def _one_of_each(model: ModelConfig, layers: Layers) -> Layers:
+    """The first layers, until one of each kind is among them."""
+    kinds = [model.slides(i) for i in range(model.num_layers)]
+    return msgspec.structs.replace(layers, layers=layers.layers[: max(map(kinds.index, kinds)) + 1])
+
+
 def _kernels(
-    model: ModelConfig, layers: Layers, caches: list[LayerCache], sizes: Sizes, config: EngineConfig
+    model: ModelConfig,
+    layers: Layers,
+    caches: list[LayerCache],
+    sizes: Sizes,
+    config: EngineConfig,
+    choices: Mapping[str, Choice],
 ) -> KernelOps:
     embed = layers.shared["embed"]["weight"]
     device, dtype = embed.device, embed.dtype
@@ -162,7 +191,7 @@ def _kernels(
     deterministic = config.mode == "deterministic"
     linears = Linears(
         device, dtype, max_tokens=sizes.max_tokens, normed_width=model.hidden_size, up_width=up_width(model),
-        eight_bit=config.quantize is not None, deterministic=deterministic,
+        eight_bit=config.quantize is not None, deterministic=deterministic, tuned=choices,
     )  # fmt: skip
     decode = None
     if not deterministic:

@@ -74,13 +74,17 @@ class SamplingState:
         names = ("sampling", "marks", "biases", "history", "sequence_ends", "sequence_ids", "named")
         return RowState(*(self._arena.tensor(name) for name in names))
 
+    def forget(self, slot: int) -> None:
+        """Clear a slot's marks, in stream order."""
+        marks.forget(self._arena.tensor("marks"), slot)
+
     def seat(self, patch: Patch, seat: Seat) -> None:
         """Fill a slot anew. For a row that adjusts its logits the slot's marks are cleared at once, in stream order:
         call before the patch is applied."""
         sampling = seat.sampling
         patch.write("sampling", seat.slot, _words(seat))
         if _is_adjusted(sampling):
-            marks.forget(self._arena.tensor("marks"), seat.slot)
+            self.forget(seat.slot)
             ids, values = _marks(seat)
             patch.scatter("marks", seat.slot, ids, values)
             if sampling.logit_bias:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -223,6 +223,16 @@ class CudaStep:
                 raise
         except torch.AcceleratorError as error:
             raise DeviceLost(f"the card failed: {str(error).strip().splitlines()[0]}") from error
+
+    @torch.inference_mode()
+    def rehearse(self, forward: Forward, sizes: Iterable[Pass]) -> None:
+        """One of each kind of work, for `Kernels.compile`, under which nothing is launched."""
+        for size in sizes:
+            hidden = forward.run(size)
+        samples = torch.zeros_like(hidden[:1]).expand(self._ladder.max_samples, -1)
+        forward.score_prompt(samples, 0, torch.zeros(len(samples), dtype=torch.int32, device=hidden.device))
+        self._sampling.forget(0)
+        self._settle()
 
     @torch.inference_mode()
     def prepare(self) -> bool:

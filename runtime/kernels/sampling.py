@@ -13,7 +13,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .marks import forget
 from .scan import scan_kernel
 from .scores import Scorer
 from .search import search_kernel
@@ -60,7 +59,6 @@ class SamplingLaunches:
         self._values, self._ids, self._searches, self._measures, self._tokens, self._flags = (
             buffers[name] for name in ("values", "ids", "searches", "measures", "tokens", "flags")
         )
-        forget(state.marks, state.marks.size(0) - 1)  # compiled now, not when a row first needs it
         self.scorer = Scorer(state.words, state.named, rows, vocab, block, part, programs, device)
 
     def sample(

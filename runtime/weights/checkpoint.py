@@ -9,6 +9,7 @@ from ..backend import GenerationDefaults, Tokenizer
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
+from ..kernels.kernel_file import KernelFile
 from ..model.config import ModelConfig
 from ..process import has_card, short_spins
 from ..text.definition import TokenizerDefinition
@@ -53,11 +54,16 @@ class Checkpoint:
             on_card = config.device != "cpu" and has_card(required=config.device == "cuda")
         if on_card:
             from ..cuda.open import open_cuda_step
+            from ..kernels.compilation import Kernels
 
-            return open_cuda_step(self.config, self.weights, config)
+            return open_cuda_step(self.config, self.weights, config, Kernels(self.brought_kernels()))
         from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config, self.tiles)
+
+    def brought_kernels(self) -> KernelFile | None:
+        """Those of this machine's card, where the checkpoint has any. Raises `ModelError`."""
+        return None
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         with short_spins() if config.tune_process else nullcontext():

@@ -6,6 +6,7 @@ compare every block of every file with its digest; `open_step` and `open_padded`
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
 from ..errors import ModelError
+from ..kernels.kernel_file import PREFIX, KernelFile, read_kernels, this_card
 from ..model.config import ModelConfig
 from . import manifest as manifests
 from .blocks import BlockCheck
@@ -26,6 +28,8 @@ from .split_rows import SplitRows
 GENERATION = "generation_config.json"
 TEXT = ("tokenizer.json", "tokenizer_config.json", GENERATION, "chat_template.jinja")
 """Small files, checked before they are read."""
+
+logger = logging.getLogger("jitney")
 
 
 def is_engine(directory: Path) -> bool:
@@ -85,6 +89,21 @@ class EngineCheckpoint(Checkpoint):
             step.close()
             raise
         return step
+
+    def brought_kernels(self) -> KernelFile | None:
+        """Checked before they are read. None are brought for another card, which the log says."""
+        files = {file.name: file.sha256 for file in self.manifest.files if file.name.startswith(PREFIX)}
+        if not files:
+            return None
+        here = this_card().file_name
+        if here not in files:
+            logger.warning(
+                "kernels are compiled: this card needs %s, the engine brings %s", here, ", ".join(files)
+            )
+            return None
+        path = Path(self.weights.source, here)
+        BlockCheck([(path, files[here])]).finish()
+        return read_kernels(path)
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         self.verify()

@@ -1,0 +1,91 @@
+"""Kernels are known before they are launched, compiled at once, and taken from what was brought. A card's driver alone
+is imitated: the kernels are compiled for it in truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("triton")
+
+from jitney.runtime.errors import ModelError
+from jitney.runtime.kernels.choice import LIBRARY
+from jitney.runtime.kernels.kernel_file import PREFIX, KernelFile, MadeFor, read_kernels
+
+SUPPORT = Path(__file__).parents[2] / "support"
+CARD = MadeFor("NVIDIA H100 80GB HBM3", (9, 0), "3.6.0", "2.9.1+cu128")
+
+
+def ran(script: str, cache: Path, *words: object) -> Any:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, str(SUPPORT / script), *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_what_one_process_compiles_another_need_not(tmp_path: Path) -> None:
+    made = ran("compile_ahead.py", tmp_path / "first", tmp_path / "kernels.bin", "make")
+    assert made["compiled"] == [2, 0] and len(made["keys"]) == 2 and made["cached"] > 0
+
+    brought = ran("compile_ahead.py", tmp_path / "second", tmp_path / "kernels.bin", "bring")
+    assert brought == {"compiled": [0, 0], "keys": made["keys"], "cached": 0}
+
+    again = ran("compile_ahead.py", tmp_path / "first", tmp_path / "other.bin", "make")
+    assert again["compiled"] == [0, 0] and again["keys"] == made["keys"]
+    assert read_kernels(tmp_path / "other.bin") == read_kernels(tmp_path / "kernels.bin")
+
+
+def test_kernels_that_do_not_fit_are_compiled(tmp_path: Path) -> None:
+    ran("compile_ahead.py", tmp_path / "first", tmp_path / "kernels.bin", "make")
+    file = read_kernels(tmp_path / "kernels.bin")
+    (key, first), (other, files) = file.binaries.items()
+    broken = {key: {name: b"{" for name in first}, "A" * 52: files}
+    (tmp_path / "kernels.bin").write_bytes(msgspec.structs.replace(file, binaries=broken).encoded())
+    brought = ran("compile_ahead.py", tmp_path / "second", tmp_path / "kernels.bin", "bring")
+    assert brought["compiled"] == [1, 0] and brought["keys"] == [other]
+
+
+def test_a_step_launches_nothing_that_was_not_rehearsed(tmp_path: Path) -> None:
+    found = ran("rehearsed_step.py", tmp_path)
+    assert found["rehearsed"] > 20 and found["others"] == []
+
+
+def test_the_file_is_named_by_what_it_was_made_for() -> None:
+    assert CARD.file_name == f"{PREFIX}nvidia-h100-80gb-hbm3-sm90-triton3.6.0-torch2.9.1-cu128-v1.bin"
+    long = msgspec.structs.replace(CARD, card="NVIDIA " * 40)
+    assert len(long.file_name) < 100 and long.file_name != CARD.file_name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00",
+        msgspec.msgpack.encode({"made_for": None}),
+        KernelFile(CARD, {}, {"../../etc": {"a.json": b""}}).encoded(),
+        KernelFile(CARD, {}, {"A" * 52: {"../a.json": b""}}).encoded(),
+        KernelFile(CARD, {}, {"A" * 52: {"a.so": b""}}).encoded(),
+        KernelFile(CARD, {"task": "fast"}).encoded(),  # type: ignore[dict-item]
+    ],
+)
+def test_what_is_no_kernel_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "kernels.bin"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"kernels\.bin: not the kernels"):
+        read_kernels(path)
+    with pytest.raises(ModelError, match=r"missing: not the kernels"):
+        read_kernels(tmp_path / "missing")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    file = KernelFile(CARD, {"task": LIBRARY}, {"B" * 52: {"a.json": b"{}", "a.cubin": b"\x00\xff"}})
+    (tmp_path / "k").write_bytes(file.encoded())
+    assert read_kernels(tmp_path / "k") == file

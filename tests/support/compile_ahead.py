@@ -1,0 +1,79 @@
+"""Kernels compiled for a card that is not here, in a process of their own: `python compile_ahead.py FILE make|bring`.
+
+Prints what came of it as JSON. Triton asks this driver for the card; it is never asked to launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import MockTensor
+
+from jitney.runtime.kernels.compilation import Kernels, rehearsed
+from jitney.runtime.kernels.embedding import embedding
+from jitney.runtime.kernels.kernel_file import KernelFile, MadeFor, read_kernels
+from jitney.runtime.kernels.marks import _forget, forget
+
+CARD = MadeFor("Some Card 80GB", (9, 0), "3.6.0", "2.9.1+cu128")
+
+
+class FakeDriver:
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        raise AssertionError("nothing is launched")
+
+    def launcher_cls(self, src: Any, metadata: Any) -> None:
+        return None
+
+
+def two_kernels() -> None:
+    marks, x = torch.zeros(4, 64, dtype=torch.int32), torch.full((3, 64), 7.0)
+    for _ in range(2):
+        forget(marks, 1)
+        embedding(torch.zeros(3, dtype=torch.int32), torch.zeros(9, 64), x, None, None)
+    assert (x == 7).all()
+
+
+def beside() -> None:
+    """Another thread's launch is not rehearsed: it compiles, and so do later ones of this thread."""
+
+    def compiles() -> None:
+        _forget.warmup(MockTensor(torch.int32), 1, 64, BLOCK=128, grid=(1,))
+
+    def run() -> None:
+        thread = threading.Thread(target=compiles)
+        thread.start()
+        thread.join()
+        _forget.warmup(MockTensor(torch.int32), 1, 64, BLOCK=256, grid=(1,))
+
+    assert [key for _, key in rehearsed(run)] != [] and len(_forget.device_caches[0][0]) == 1
+    assert rehearsed(compiles) and len(_forget.device_caches[0][0]) == 1
+
+
+def main(path: Path, what: str) -> None:
+    driver.set_active(FakeDriver())
+    kernels = Kernels(read_kernels(path) if what == "bring" else None)
+    counts = [kernels.compile(two_kernels), kernels.compile(two_kernels)]
+    binaries = kernels.binaries()
+    if what == "make":
+        path.write_bytes(KernelFile(CARD, {}, binaries).encoded())
+        beside()
+    cached = [name for _, _, names in os.walk(os.environ["TRITON_CACHE_DIR"]) for name in names]
+    told = {"compiled": counts, "keys": sorted(binaries), "cached": len(cached)}
+    sys.stdout.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,60 @@
+"""A step without its card: what a rehearsal notes, and what passes of any size launch beside it, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import msgspec
+import torch
+from compile_ahead import FakeDriver
+from tiny_models import random_weights, small_llama
+from triton.runtime import driver
+
+from jitney.runtime.config import EngineConfig
+from jitney.runtime.cuda.forward import Pass
+from jitney.runtime.cuda.open import build_step
+from jitney.runtime.cuda.plan import plan_device
+from jitney.runtime.cuda.step import CudaStep
+from jitney.runtime.kernels.compilation import Kernels, rehearsed
+
+
+class Noting(Kernels):
+    """Compiles nothing."""
+
+    def compile(self, rehearse: Any) -> int:
+        self._variants = rehearsed(rehearse)
+        return 0
+
+
+def passes(step: CudaStep) -> None:
+    """Any batch that the step may be given, by its size, through all layers."""
+    ladder = step._ladder
+    for rows in range(9):
+        for tokens in (0, 1, 40, 65, 100, 200, 256):
+            for chunks in (1, 17) if tokens else (0,):
+                for kind in ((False, False), (True, False), (False, True)):
+                    if rows or tokens:
+                        cuts, full = kind
+                        size = ladder.size(rows, tokens, chunks, cuts=cuts, full=full, fresh=tokens == 40)
+                        assert isinstance(size, Pass)
+                        step._forward.run(size)
+
+
+def main() -> None:
+    driver.set_active(FakeDriver())
+    model = small_llama(sliding_window=70, sliding_layers=(True, False, True))
+    config = EngineConfig(max_batch_tokens=256, max_rows=8, tune_process=False)
+    plan = plan_device(model, config, 8 * 2**30, value_bytes=2)
+    plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=40))
+    kernels, device = Noting(), torch.device("cpu")
+    step = build_step(model, random_weights(model), config, plan, torch.bfloat16, device, kernels=kernels)
+    with torch.inference_mode():
+        launched = rehearsed(lambda: passes(step))
+    others = [function.fn.__name__ for function, key in launched if (function, key) not in kernels._variants]
+    sys.stdout.write(json.dumps({"rehearsed": len(kernels._variants), "others": others}))
+
+
+if __name__ == "__main__":
+    main()
