@@ -8,6 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..runtime.errors import InvalidField
+from ..runtime.model.config import ModelConfig
+from ..runtime.process import has_card
 from ..runtime.weights import manifest as manifests
 from ..runtime.weights.engine import EngineWeights, weights_name
 from ..runtime.weights.manifest import Limits, Manifest, sealed
@@ -24,7 +27,10 @@ from .text_side import write_text_side
 
 
 def export_engine(source: Source, target: Path, options: ExportOptions, report: Report) -> Manifest:
-    """Raises `ModelError` where the source is damaged, the target is taken, or the quality is below its bound."""
+    """Raises `ModelError` where the source is damaged, the target is taken, or the quality is below its bound;
+    `InvalidField` where kernels are asked for and there is no card."""
+    if options.kernels and not has_card(required=False):
+        raise InvalidField("kernels", "an NVIDIA card to compile for", "a machine where torch finds none")
     contents = Contents(
         source,
         options.quantize,
@@ -37,6 +43,8 @@ def export_engine(source: Source, target: Path, options: ExportOptions, report: 
         write_text_side(folder, source)
         _write_weights(folder, contents, options.tp, report)
         contents.check_quality(options.max_kl, options.accept_quality)
+        if options.kernels:
+            _write_kernels(folder, contents.config, limits)
         manifest = Manifest(
             made_by=f"jitney {version('jitney')}",
             source=options.source,
@@ -70,6 +78,13 @@ def _write_weights(folder: Folder, contents: Contents, tp: int, report: Report) 
             file.add(rank.part(slot, tensor))
     for file in files:
         file.close()
+
+
+def _write_kernels(folder: Folder, config: ModelConfig, limits: Limits) -> None:
+    from .card import kernels_here
+
+    kernels = kernels_here(config, EngineWeights(folder.path, config), limits)
+    folder.write(kernels.made_for.file_name, kernels.encoded())
 
 
 def fused(stack: Sequence[Slot]) -> Slot:

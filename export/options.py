@@ -25,6 +25,8 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     accept_quality: bool = False
     text: Path | None = None
     force: bool = False
+    kernels: bool = False
+    """Those of the card at hand, compiled and timed."""
     max_rows: int | None = None
     max_context: int | None = None
     max_batch_tokens: int | None = None
@@ -41,6 +43,10 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, field)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidField(field, "None or an integer of at least 1", value)
+        if self.kernels and self.tp != 1:
+            raise InvalidField(
+                "kernels", "False where tp is not 1: they are those of one device", self.kernels
+            )
         if self.max_kl is not None and not self.max_kl >= 0:
             raise InvalidField("max_kl", "a number of nats", self.max_kl)
 
@@ -59,4 +65,5 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
         words = [
             word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))
         ]
-        return (*words, *(["--accept-quality"] if self.accept_quality else []))
+        flags = {"--accept-quality": self.accept_quality, "--kernels": self.kernels}
+        return (*words, *(flag for flag, is_set in flags.items() if is_set))

@@ -36,6 +36,17 @@ class Stopwatch:
 
     def __call__(self, task: Task, choice: Choice | None = None) -> float:
         """Median seconds of one call; of the default choice where none is given. Infinity where it cannot run."""
+        launch, count = self._launches(task, choice)
+        try:
+            return replay_time(launch) / count
+        except (RuntimeError, triton.OutOfResources):
+            return float("inf")
+
+    def launch(self, task: Task, choice: Choice) -> None:
+        """What is timed, once."""
+        self._launches(task, choice)[0]()
+
+    def _launches(self, task: Task, choice: Choice | None) -> tuple[Callable[[], None], int]:
         self._linears.tuned = {} if choice is None else {task.key: choice}
         weights = self._weights(task)
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
@@ -46,10 +57,7 @@ class Stopwatch:
             for weight in weights:
                 self._call(task, x, norm, weight, out)
 
-        try:
-            return replay_time(launch) / len(weights)
-        except (RuntimeError, triton.OutOfResources):
-            return float("inf")
+        return launch, len(weights)
 
     @cached_property
     def _narrow_pool(self) -> Tensor:

@@ -19,6 +19,8 @@ from .choice import Choice, Task, candidates
 
 KERNEL_VERSION = 1
 """Raised when a kernel changes so that old measurements mislead."""
+LEAST_GAIN = 0.03
+"""Less than this is within what two measurements of one kernel differ by."""
 
 Measure = Callable[[Task, Choice], float]
 log = logging.getLogger(__name__)
@@ -58,9 +60,13 @@ def store_choices(path: Path, choices: Mapping[str, Choice]) -> None:
 
 
 def tune(tasks: Iterable[Task], measure: Measure, known: Mapping[str, Choice]) -> dict[str, Choice]:
-    """The fastest candidate for each task's bucket; `measure` gives seconds, infinity for one that cannot run."""
+    """The fastest candidate for each task's bucket, and the built-in one where no other is faster by `LEAST_GAIN`;
+    `measure` gives seconds, infinity for one that cannot run."""
     choices = dict(known)
     for task in tasks:
         if task.key not in choices:
-            choices[task.key] = min(candidates(task), key=lambda choice: measure(task, choice))
+            seconds = {choice: measure(task, choice) for choice in candidates(task)}
+            built_in, fastest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+            is_slower = seconds[built_in] > (1 + LEAST_GAIN) * seconds[fastest]
+            choices[task.key] = fastest if is_slower else built_in
     return choices

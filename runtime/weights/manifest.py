@@ -70,7 +70,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`source` and `options` are the words of the command that made the engine. `removed` counts bytes of the
     source that serving does not need. `kv_scales`: for each layer what a key and a value of 8 bits are
-    multiplied by; empty where nothing was calibrated."""
+    multiplied by; empty where nothing was calibrated. Two exports of one source are the same bytes, except for a file
+    of kernels (`kernels-…`, with --kernels): it holds what a card's compiler made and a clock chose."""
 
     version: int = VERSION
     made_by: str

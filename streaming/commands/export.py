@@ -59,6 +59,9 @@ def export(
     max_rows: Size = None,
     max_context: Size = None,
     max_batch_tokens: Size = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Bring the kernels of this machine's card, timed and compiled.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
@@ -78,12 +81,15 @@ def export(
         accept_quality=accept_quality,
         text=text,
         force=force,
+        kernels=kernels,
         max_rows=max_rows,
         max_context=max_context,
         max_batch_tokens=max_batch_tokens,
     )
     if pp != 1 and format != "trtllm":
         raise InvalidField("--pp", "1, except with --format trtllm", pp)
+    if kernels and format != "engine":
+        raise InvalidField("--kernels", "only with --format engine", format)
     if tp != 1 and format == "hf":
         raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", tp)
     source = open_source(checkpoint, tokenizer=tokenizer)

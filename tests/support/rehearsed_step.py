@@ -1,4 +1,5 @@
-"""A step without its card: what a rehearsal notes, and what passes of any size launch beside it, as JSON."""
+"""A step without its card: what a rehearsal notes, and what passes of any size launch beside it, as JSON; and which
+of its products' choices an export would not have timed."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from compile_ahead import FakeDriver
 from tiny_models import random_weights, small_llama
 from triton.runtime import driver
 
+from jitney.export.card import tasks
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.cuda.forward import Pass
 from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import plan_device
 from jitney.runtime.cuda.step import CudaStep
+from jitney.runtime.kernels import linear
+from jitney.runtime.kernels.choice import MAX_SKINNY_ROWS, Choice, Task
 from jitney.runtime.kernels.compilation import Kernels, rehearsed
 
 
@@ -50,10 +54,21 @@ def main() -> None:
     plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=40))
     kernels, device = Noting(), torch.device("cpu")
     step = build_step(model, random_weights(model), config, plan, torch.bfloat16, device, kernels=kernels)
+    layers: set[str] = set()
+    default_choice = linear.default_choice
+
+    def noted(task: Task) -> Choice:
+        layers.add(task.key)
+        return default_choice(task)
+
+    linear.default_choice = noted
     with torch.inference_mode():
         launched = rehearsed(lambda: passes(step))
+    timed = {task.key for task in tasks(model, 16)}
     others = [function.fn.__name__ for function, key in launched if (function, key) not in kernels._variants]
-    sys.stdout.write(json.dumps({"rehearsed": len(kernels._variants), "others": others}))
+    untimed = [key for key in layers - timed if int(key.split("-m")[1].split("-")[0]) <= MAX_SKINNY_ROWS]
+    told = {"rehearsed": len(kernels._variants), "others": others, "layers": len(layers), "untimed": untimed}
+    sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":

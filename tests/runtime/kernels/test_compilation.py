@@ -56,6 +56,7 @@ def test_kernels_that_do_not_fit_are_compiled(tmp_path: Path) -> None:
 def test_a_step_launches_nothing_that_was_not_rehearsed(tmp_path: Path) -> None:
     found = ran("rehearsed_step.py", tmp_path)
     assert found["rehearsed"] > 20 and found["others"] == []
+    assert found["layers"] > 10 and found["untimed"] == []
 
 
 def test_the_file_is_named_by_what_it_was_made_for() -> None:

@@ -38,6 +38,11 @@ def test_seconds_are_of_one_call(watch: Stopwatch, task: Task, choice: Choice) -
     assert watch(task, choice) == 0.5
 
 
+def test_a_launch_alone_takes_no_time(watch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(stopwatch, "replay_time")
+    watch.launch(TASKS[0], SPLIT)
+
+
 def test_what_cannot_run_takes_forever(watch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(launch: Callable[[], None]) -> float:
         raise RuntimeError("out of resource: shared memory")

@@ -55,6 +55,12 @@ def test_the_fastest_candidate_wins_and_what_is_known_is_not_measured() -> None:
     assert set(measured) == {TASK}
 
 
+@pytest.mark.parametrize("gain, wins", [(0.0, False), (0.02, False), (0.05, True)])
+def test_the_built_in_choice_stays_unless_another_is_clearly_faster(gain: float, wins: bool) -> None:
+    choices = tune([TASK], lambda _, choice: 1.0 - gain if choice == LIBRARY else 1.0, {})
+    assert choices == {TASK.key: LIBRARY if wins else default_choice(TASK)}
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize(
     "outputs, inputs", [(1024, 3072), (3072, 896), (28672, 4096), (151936, 1024), (48, 80)]
@@ -66,7 +72,7 @@ def test_every_candidate_can_run(bits: int, outputs: int, inputs: int) -> None:
         assert default_choice(task) in candidates(task)
         for choice in candidates(task):
             assert choice.fits(task)
-            assert not choice.fuses_norm or choice.kind in ("gemv", "resident")
+            assert not choice.fuses_norm or choice.kind in ("gemv", "resident", "product")
 
 
 def test_a_bucket_has_one_name() -> None:

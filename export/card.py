@@ -1,0 +1,79 @@
+"""The card of the machine that exports: its fastest choices, timed, and all that a start on it launches, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..runtime.config import EngineConfig
+from ..runtime.cuda.open import FP8_CAPABILITY, open_cuda_step
+from ..runtime.kernels.choice import ROW_BUCKETS, Choice, Task, candidates
+from ..runtime.kernels.compilation import Kernels
+from ..runtime.kernels.kernel_file import KernelFile, this_card
+from ..runtime.kernels.stopwatch import Stopwatch
+from ..runtime.kernels.tuned import tune
+from ..runtime.model.config import ModelConfig
+from ..runtime.model.layers import Weights
+from ..runtime.weights.manifest import Limits
+
+POOL_BYTES = 2 << 30
+"""Of weights to time products with; layers of more than half of it keep their built-in choice."""
+
+
+def kernels_here(model: ModelConfig, weights: Weights, limits: Limits) -> KernelFile:
+    """For a start with the engine's own sizes; with others, what they need beside it is compiled at the start.
+
+    Raises what opening the step raises."""
+    here = this_card()
+    narrow = model.quantization == "fp8" and here.capability >= FP8_CAPABILITY
+    kernels = Kernels()
+    kernels.choices = timed(model, (16, 8) if narrow else (16,))
+    for quantize in ("fp8", None) if narrow else (None,):
+        config = EngineConfig(
+            device="cuda", quantize=quantize, max_rows=limits.max_rows, max_context=limits.max_context,
+            max_batch_tokens=limits.max_batch_tokens,
+        )  # fmt: skip
+        open_cuda_step(model, weights, config, kernels).close()
+    return KernelFile(here, dict(kernels.choices), kernels.binaries())
+
+
+def timed(model: ModelConfig, widths: tuple[int, ...]) -> dict[str, Choice]:
+    """The fastest choice for each layer and number of rows, by `Task.key`; none where the model's norm or type leaves
+    no choice."""
+    if model.norm != "rms" or model.dtype == "float32":
+        return {}
+    choices = _fastest(model, [task for bits in widths for task in tasks(model, bits)])
+    torch.cuda.empty_cache()
+    return choices
+
+
+@torch.inference_mode()
+def _fastest(model: ModelConfig, wanted: list[Task]) -> dict[str, Choice]:
+    widest = max(model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim)
+    device = torch.device("cuda", torch.cuda.current_device())
+    watch = Stopwatch(device, pool_bytes=POOL_BYTES, most_rows=ROW_BUCKETS[-1], widest=widest)
+
+    def launch_all() -> None:
+        for task in wanted:
+            for choice in candidates(task):
+                watch.launch(task, choice)
+
+    Kernels().compile(launch_all)
+    return tune(wanted, watch, {})
+
+
+def tasks(model: ModelConfig, weight_bits: int) -> Iterator[Task]:
+    """The products of a layer and of the output layer, for each number of rows that has a choice of its own."""
+    hidden, inner, attended = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+    qkv = attended + 2 * model.num_kv_heads * model.head_dim
+    for rows in ROW_BUCKETS:
+        for task in (
+            Task(qkv, hidden, rows, weight_bits, normed=True),
+            Task(hidden, attended, rows, weight_bits, added=True),
+            Task(inner, hidden, rows, weight_bits, normed=True, gated=model.gated_mlp),
+            Task(hidden, inner, rows, weight_bits, added=True),
+            Task(model.vocab_size, hidden, rows, weight_bits, normed=True),
+        ):
+            if task.num_outputs * task.num_inputs * (2 if task.gated else 1) <= POOL_BYTES // 4:
+                yield task
