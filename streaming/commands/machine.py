@@ -18,7 +18,7 @@ COMPILERS = ("cc", "gcc", "clang")
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """`driver` is the CUDA version that it speaks; `prefill` names the kernel and why; `choices` is the file of
-    kernels that were timed on this card."""
+    kernels that were timed on this card, `kernels` the one of an engine directory that holds this card's, compiled."""
 
     name: str
     capability: tuple[int, int]
@@ -28,6 +28,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     prefill: str
     choices: str
     has_choices: bool
+    kernels: str
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,7 @@ def _with_torch(machine: Machine, root: Path) -> Machine:
 def _card(root: Path) -> Card:
     import torch
 
+    from ...runtime.kernels.kernel_file import this_card
     from ...runtime.kernels.prefill_choice import prefill_attention_for
     from ...runtime.kernels.tuned import choices_file
 
@@ -108,6 +110,7 @@ def _card(root: Path) -> Card:
         prefill=f"{prefill.name} ({prefill.reason})",
         choices=str(choices),
         has_choices=choices.is_file(),
+        kernels=this_card().file_name,
     )
 
 

@@ -19,6 +19,7 @@ Jitney = Callable[..., Result]
 H100 = Card(
     name="NVIDIA H100 80GB HBM3", capability=(9, 0), free_bytes=78 * 2**30, total_bytes=80 * 2**30, driver="13.0",
     prefill="FlashAttention 3 (installed)", choices="/cache/kernels/h100.json", has_choices=False,
+    kernels="kernels-h100.bin",
 )  # fmt: skip
 MACHINE = Machine(
     jitney="0.1.0", torch="2.13.0", triton="3.7.0", has_card=True, card=H100, cpu="AVX512", num_cores=16,
@@ -42,6 +43,7 @@ def test_a_sound_card_has_no_complaint() -> None:
     assert {verdict for verdict, _ in found.values()} == {"ok"}
     assert "H100" in found["device"][1] and found["memory"][1] == "78.0 of 80.0 GiB free"
     assert found["prefill attention"][1].startswith("FlashAttention 3")
+    assert "16 threads" in found["kernels"][1] and "kernels-h100.bin" in found["kernels"][1]
 
 
 @pytest.mark.parametrize(

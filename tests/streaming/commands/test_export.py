@@ -49,6 +49,7 @@ def test_a_tensorrt_checkpoint_without_its_builder(tmp_path: Path, monkeypatch: 
     [
         (["--pp", "2"], "--pp"),
         (["--tp", "2", "--format", "hf"], "--tp"),
+        (["--kernels", "--format", "hf"], "--kernels"),
         (["--tp", "3"], "3 tensor-parallel ranks"),
         (["--quantize", "int4", "--max-kl", "0"], "loses too much"),
     ],
