@@ -69,7 +69,7 @@ def _on_card(machine: Machine, card: Card) -> Iterator[Finding]:
     chosen = f"timed on this card, {card.choices}" if card.has_choices else "built in, timed on an H100"
     yield Finding("ok", "linear layers", chosen)
     has_fp8 = card.capability >= FP8_CAPABILITY
-    told = f"compiled on {machine.num_cores} threads at the first start; at none from an engine that holds {card.kernels}"
+    told = f"compiled on {machine.num_cores} threads at the first start; at none of an engine with {card.kernels}"
     yield Finding("ok", "kernels", f"{told} (jitney export --kernels)")
     yield Finding(
         "ok" if has_fp8 else "note",
