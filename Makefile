@@ -34,10 +34,10 @@ check: build/installed
 	$(BIN)/mypy
 
 test: build/installed node
-	$(BIN)/python -m pytest -q -rs -m "not large"
+	$(BIN)/python -m pytest -q -rs -n auto --dist worksteal -m "not large"
 
 test-all: build/installed node
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 bench: build/installed
 	$(BIN)/jitney bench $(BENCH)

@@ -226,4 +226,4 @@ def test_the_first_of_several_prompts_may_be_forgotten_before_the_last_begins(
         with pytest.raises(Refused, match="no longer kept"):
             registry.find(ANONYMOUS, "a")
 
-    simulate(monkeypatch, body)
+    simulate(monkeypatch, body, keep_finished_s=60)

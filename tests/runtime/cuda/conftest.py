@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from triton_interpreter import repair
+
+repair()
