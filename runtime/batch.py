@@ -124,7 +124,8 @@ class Capacity(msgspec.Struct, frozen=True):
     out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
     gives at most `tokens_per_launch` tokens a launch. `max_batch_tokens` bounds a launch, decodes included, though
     every decoding row always runs; while rows decode, chunks take at most `mixed_tokens`, so that those keep their
-    pace."""
+    pace. `token_buckets`, ascending: prompt tokens of a launch that cost no more than they are; what lies between two
+    costs as much as the larger."""
 
     num_pages: int
     page_size: int
@@ -133,6 +134,7 @@ class Capacity(msgspec.Struct, frozen=True):
     tokens_per_launch: int = 1
     max_batch_tokens: int = 512
     mixed_tokens: int = 512
+    token_buckets: tuple[int, ...] = ()
 
 
 class Ticket(Protocol):

@@ -104,7 +104,7 @@ class Scheduler:
                 filling.append(row)
             elif self._decodes_alone(row, grown):
                 singles.append(Single(row, 0, True))
-        budget = self._chunk_budget(self._flight.num_steady + len(singles), len(filling))
+        budget = self._chunk_budget(self._flight.num_steady + len(singles), filling)
         for row in filling:
             length = 0 if row.slot < 0 or row.preempting else min(len(row.tokens) - row.planned, budget)
             budget -= length
@@ -125,15 +125,22 @@ class Scheduler:
         woken.sort(key=BY_ORDER)
         return woken
 
-    def _chunk_budget(self, decoding: int, filling: int) -> int:
-        """Prompt tokens of a launch with `decoding` rows that decode and `filling` that do not yet. Beside decoding
-        rows they are few, so that those keep their pace, but the more rows wait for each that decodes, the more; at
-        least a page, so that prompts always advance."""
+    def _chunk_budget(self, decoding: int, filling: list[Sequence]) -> int:
+        """Prompt tokens of a launch with `decoding` rows that decode and those of `filling`, which do not yet. Beside
+        decoding rows they are few, so that those keep their pace, but the more rows wait for each that decodes, the
+        more; at least a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
         budget = self._max_tokens - decoding
         if decoding:
-            held_up = filling + len(self._roster.waiting)
+            held_up = len(filling) + len(self._roster.waiting)
             eagerness = 1 + held_up / (max(decoding, CROWD) / EAGERNESS)
             budget = min(budget, int(self._mixed_tokens * eagerness))
+        buckets = self.capacity.token_buckets
+        if (
+            buckets
+            and budget < buckets[-1]
+            and sum(len(row.tokens) - row.planned for row in filling) > budget
+        ):
+            budget = max((bucket for bucket in buckets if bucket <= budget), default=budget)
         return max(budget, self.capacity.page_size)
 
     def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:

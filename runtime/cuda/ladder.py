@@ -22,7 +22,7 @@ class Ladder:
         self._rows = sizes.row_buckets
         most = self._rows[-1]
         self._mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
-        self._tokens = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
+        self.token_buckets = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
         self._most_tokens = sizes.prefill_tokens
         self.max_samples = sizes.max_samples
 
@@ -32,9 +32,9 @@ class Ladder:
         """The smallest pass that holds a batch."""
         if not num_tokens:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
-        if num_chunks <= FEW_CHUNKS and self._tokens and num_tokens <= self._tokens[-1]:
+        if num_chunks <= FEW_CHUNKS and self.token_buckets and num_tokens <= self.token_buckets[-1]:
             return Pass(
-                _least(self._mixed, num_rows), _least(self._tokens, num_tokens), FEW_CHUNKS, True, full
+                _least(self._mixed, num_rows), _least(self.token_buckets, num_tokens), FEW_CHUNKS, True, full
             )
         tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)
@@ -46,7 +46,7 @@ class Ladder:
 
     def mixed(self) -> Iterator[Pass]:
         """Few enough to capture them all: sampled as if some row had cuts."""
-        for tokens in reversed(self._tokens):
+        for tokens in reversed(self.token_buckets):
             for rows in reversed(self._mixed):
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
@@ -56,7 +56,7 @@ class Ladder:
             for fresh in (False, True):
                 yield self.size(rows, self._most_tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
         for rows in self._mixed:
-            yield Pass(rows, self._tokens[0], FEW_CHUNKS, True, True)
+            yield Pass(rows, self.token_buckets[0], FEW_CHUNKS, True, True)
 
 
 def _least(buckets: tuple[int, ...], wanted: int) -> int:

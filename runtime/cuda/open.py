@@ -134,7 +134,7 @@ def build_step(
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
         num_pages=sizes.num_pages, page_size=PAGE_TOKENS, max_rows=sizes.max_rows, depth=config.run_ahead,
-        max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed,
+        max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed, token_buckets=ladder.token_buckets,
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
     if kernels is not None:

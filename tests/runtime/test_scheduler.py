@@ -332,3 +332,26 @@ def test_any_mix_gives_each_row_the_tokens_it_gets_alone(seed: int) -> None:
     assert any(
         story.tokens == solo(sim.requests[name], choice) for (name, choice), story in sim.stories.items()
     )
+
+
+def sizes_of_chunks(capacity: Capacity, *requests: Any) -> list[int]:
+    made = Scheduler(capacity)
+    for each in requests:
+        made.add(each)
+    batches, _ = run(made)
+    return [sum(chunk.count for chunk in batch.chunks) for batch in batches if batch.chunks]
+
+
+def test_rows_at_their_end_hold_no_prompt_up() -> None:
+    capacity = Capacity(40, 4, 4, depth=2, max_batch_tokens=12, mixed_tokens=4)
+    made = Scheduler(capacity)
+    for name in "abc":
+        made.add(request(name, prompt=12, tokens=1))
+    launches = [made.plan() for _ in range(3)]
+    assert [[chunk.count for chunk in batch.chunks] for batch in launches if batch] == [[12]] * 3
+
+
+def test_a_cut_prompt_fills_a_bucket_and_the_last_of_it_what_it_needs() -> None:
+    capacity = Capacity(40, 4, 4, max_batch_tokens=15, mixed_tokens=15, token_buckets=(4, 8, 16))
+    assert sizes_of_chunks(capacity, request("a", prompt=27, tokens=1)) == [8, 8, 11]
+    assert sizes_of_chunks(capacity, request("a", prompt=15, tokens=1)) == [15]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 import torch
 
 from jitney.runtime.config import EngineConfig
@@ -14,6 +15,8 @@ from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.model.config import ModelConfig
 
 CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+IS_CARD = CARD.type == "cuda"
+interpreted = pytest.mark.skipif(IS_CARD, reason="runs on the CPU, in Triton's interpreter")
 
 
 def make_step(

@@ -121,16 +121,17 @@ def test_padding_and_pages_of_nobody_may_hold_anything(mode: str) -> None:
 
 
 def test_fast_agrees_with_deterministic_but_for_rounding(expected: list[list[int]]) -> None:
+    """Random weights spread chances thinly, so that a rounding often decides; only tokens after equal ones count."""
     step = opened(mode="fast")
     found = answers(step, prompts())
     step.close()
-    same = sum(
-        a == b
-        for mine, theirs in zip(found, expected, strict=True)
-        for a, b in zip(mine, theirs, strict=True)
-    )
-    print(f"fast and deterministic: {same / (32 * COUNT):.4f} of the tokens are equal")  # noqa: T201
-    assert same > 0.5 * 32 * COUNT
+    same, compared = 0, 0
+    for mine, theirs in zip(found, expected, strict=True):
+        agreed = next((i for i, pair in enumerate(zip(mine, theirs, strict=True)) if len({*pair}) > 1), 32)
+        same += agreed
+        compared += min(agreed + 1, 32)
+    print(f"fast and deterministic: {same / compared:.4f} of the tokens after equal ones are equal")  # noqa: T201
+    assert same > 0.85 * compared
 
 
 async def test_the_default_models_text_is_the_cpus() -> None:

@@ -11,6 +11,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from card import interpreted
+
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.cuda.open import INTERPRETED_PROCESSORS, build_step
 from jitney.runtime.cuda.plan import DevicePlan, plan_device, weight_bytes
@@ -99,6 +101,7 @@ CONFIGS = {
 }
 
 
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -126,6 +129,7 @@ def test_each_part_is_what_the_step_takes(
     step.close()
 
 
+@interpreted
 def test_the_whole_is_the_sum_of_the_tensors() -> None:
     plan, step = built(SHAPES["qwen3"], CONFIGS["rows"], torch.bfloat16)
     host = {
