@@ -36,21 +36,14 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 def large_checkpoint(directory: Path, num_layers: int) -> int:
     """A Llama of 34 MB a layer; gives the bytes of its largest tensor."""
     directory.mkdir()
-    tensors = {
-        "model.embed_tokens.weight": torch.zeros(VOCAB, HIDDEN),
-        "model.norm.weight": torch.ones(HIDDEN),
-    }
-    for layer in range(num_layers):
-        prefix = f"model.layers.{layer}."
-        for name in ("q", "k", "v", "o"):
-            tensors[f"{prefix}self_attn.{name}_proj.weight"] = torch.randn(HIDDEN, HIDDEN) / 32
-        for name in ("gate", "up"):
-            tensors[f"{prefix}mlp.{name}_proj.weight"] = torch.randn(INNER, HIDDEN) / 32
-        tensors[f"{prefix}mlp.down_proj.weight"] = torch.randn(HIDDEN, INNER) / 64
-        for name in ("input", "post_attention"):
-            tensors[f"{prefix}{name}_layernorm.weight"] = torch.ones(HIDDEN)
-    tensors["model.embed_tokens.weight"].normal_()
-    stored = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    layer = {f"self_attn.{name}_proj": torch.randn(HIDDEN, HIDDEN) / 32 for name in "qkvo"}
+    layer |= {f"mlp.{name}_proj": torch.randn(INNER, HIDDEN) / 32 for name in ("gate", "up")}
+    layer["mlp.down_proj"] = torch.randn(HIDDEN, INNER) / 64
+    layer |= {f"{name}_layernorm": torch.ones(HIDDEN) for name in ("input", "post_attention")}
+    stored = {"embed_tokens": torch.randn(VOCAB, HIDDEN).bfloat16(), "norm": torch.ones(HIDDEN).bfloat16()}
+    for number in range(num_layers):  # alike, for random numbers take longer than all else
+        stored |= {f"layers.{number}.{name}": tensor.bfloat16() for name, tensor in layer.items()}
+    stored = {f"model.{name}.weight": tensor for name, tensor in stored.items()}
     save_file(stored, directory / "model.safetensors")
     shape = {
         "vocab_size": VOCAB,
