@@ -56,7 +56,7 @@ class Serving:
 
     async def until(self, condition: Callable[[Any], bool]) -> None:
         """Until the engine's stats satisfy `condition`."""
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(30):
             while True:
                 if condition(self.engine.stats()):
                     return
