@@ -74,8 +74,6 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return task.num_rows == 1
         if self.kind == "resident":
             return task.bucket <= self.rows
-        if self.fuses_norm and self.splits > 1:
-            return False
         tiles = -(-task.bucket // self.rows) * -(-task.num_outputs // max(1, self.block_n))
         elements = tiles * self.rows * self.block_n * (2 if task.gated else 1)
         return self.splits == 1 or (tiles <= TILES and elements * self.splits <= PARTS)
@@ -210,10 +208,7 @@ def _skinny(task: Task, splits: int = 0) -> Choice:
         "product", block_n=block_n, block_k=block_k, splits=splits or natural, warps=warps, stages=stages,
         prefetch=columns, rows=rows,
     )  # fmt: skip
-    if not wanted.fits(task):
-        wanted = msgspec.structs.replace(wanted, splits=1)
-    is_fused = task.normed and wanted.splits == 1
-    return msgspec.structs.replace(wanted, fuses_norm=is_fused)
+    return wanted if wanted.fits(task) else msgspec.structs.replace(wanted, splits=1)
 
 
 def _wide(task: Task) -> Choice:

@@ -6,8 +6,9 @@ stretch that lies wholly in the run is written out; of a shared one each program
 at the stretch's counter (which it resets) combines them. A program has at most two parts: the stretch that it begins
 in, and the one that it ends in.
 
-Launched as a programmatic dependent, a program asks for its first pages before the queries are there: plan, tables and
-all keys but the new ones were written before an ordinary launch that came in between.
+Launched as a programmatic dependent (with few rows, where that was measured to be faster), a program asks for its first
+page before the queries are there: plan, tables and all keys but the new ones were written before an ordinary launch
+that came in between.
 
 The program with a stretch's last page also turns the new key, writes key and value into the page, and attends to them
 from registers; all others see only keys before the new one, so no program waits for another.
@@ -28,10 +29,15 @@ from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .dependent import can_depend
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
-from .workspace import allocated, for_decode_attention, group_rows, most_programs, padded_dim, spread
-
-EARLY = 2
-"""Pages that a program asks for before it waits."""
+from .workspace import (
+    FEW_ROWS,
+    allocated,
+    for_decode_attention,
+    group_rows,
+    most_programs,
+    padded_dim,
+    spread,
+)
 
 
 @triton.jit
@@ -80,7 +86,7 @@ def decode_attention_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, WINDOW: tl.constexpr, NORM: tl.constexpr,
     GROUP_ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, PARTS: tl.constexpr,
-    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     COPIES: tl.constexpr = TILE_ROWS // GROUP_ROWS
@@ -103,9 +109,9 @@ def decode_attention_kernel(
     num_parts = tl.load(entry + 7)
     last_parts = tl.load(entry + 8)
     if ASSEMBLY:
-        in_table = tables + slot.to(tl.int64) * pages_per_row + page
-        for at in range(0, tl.minimum(tl.minimum(units, position // PAGE + 1 - page), EARLY)):
-            early = pool + page_at(in_table + at, ASSEMBLY).to(tl.int64) * 2 * SIDE + head * PAGE * HEAD_DIM
+        if units > 0:
+            place = page_at(tables + slot.to(tl.int64) * pages_per_row + page, ASSEMBLY).to(tl.int64)
+            early = pool + place * 2 * SIDE + head * PAGE * HEAD_DIM
             fetch_early(early, HEAD_DIM, DIM, PAGE)
             fetch_early(early + SIDE, HEAD_DIM, DIM, PAGE)
     if PDL:
@@ -285,6 +291,7 @@ class DecodeAttention:
         positions are those of the plan. With `window`, a row sees the last `window` positions, its own among them.
         Rows of the idle slot leave everything as it is, their row of `out` too."""
         plan, how = self._plans[window], spread(qkv.shape[0], self._line_bytes)
+        pdl = self._pdl and qkv.shape[0] <= FEW_ROWS
         decode_attention_kernel[(plan.programs,)](
             qkv, slots, positions, rotary.cos, rotary.sin, rotary.norm, rotary.eps,
             cache.tables, cache.pool, cache.k_scale, cache.v_scale, out,
@@ -294,6 +301,6 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
             PARTS=max(1, 8192 // (self._group_rows * self._dim)),
-            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, EARLY=EARLY, PDL=self._pdl,
-            num_warps=how.warps, maxnreg=how.registers, launch_pdl=self._pdl,
+            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, PDL=pdl,
+            num_warps=how.warps, maxnreg=how.registers, launch_pdl=pdl,
         )  # fmt: skip

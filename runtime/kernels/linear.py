@@ -142,7 +142,7 @@ class Linears:
         elif choice.kind == "resident":
             self._by_resident(choice, x, rows, weight, out, extras)
         elif choice.kind == "product":
-            self._by_product(choice, x, rows, weight, out, extras)
+            self._by_product(choice, x, weight, out, extras)
         else:
             self._by_library(x, weight, out, extras)
 
@@ -169,16 +169,12 @@ class Linears:
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
 
-    def _by_product(
-        self, choice: Choice, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
-    ) -> None:
-        norm_weight, eps = (None, 0.0) if extras.norm is None else (extras.norm.weight, extras.norm.eps)
+    def _by_product(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, n), k = out.shape, x.size(1)
         blocks, tiles = triton.cdiv(n, choice.block_n), triton.cdiv(num_rows, choice.rows)
         even = k % (choice.block_k * choice.splits) == 0
         product[(blocks, tiles, choice.splits)](
-            x, rows, weight.values, weight.scale, weight.bias, norm_weight, out, self._parts, self._arrivals, eps,
-            num_rows, n, k,
+            x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,
             choice.rows, choice.block_n, choice.block_k, choice.splits, even,
             extras.gated, extras.activation, extras.add, PRECISION, choice.prefetch, self._pdl,
             num_warps=choice.warps, num_stages=choice.stages, launch_pdl=self._pdl,

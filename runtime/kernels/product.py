@@ -1,11 +1,8 @@
-"""A product of any number of rows: x [M, K] times weight [N, K], with a norm before it and an activation or an addition
-after.
+"""A product of any number of rows: x [M, K] times weight [N, K], with an activation or an addition after it.
 
 The weight is the left operand of the matrix unit and x, a tile of ROWS rows, its right one: so the long side of the
 weight fills the unit's 64 rows however few rows x has, and an 8-bit weight is widened in registers on its way in.
 Launched as a programmatic dependent, a program asks for its first weights before the kernel that computes x has ended.
-
-The norm costs no pass of its own: a row's squares are summed while it streams by, and the sums are scaled at the end.
 
 Where N is too small to keep the card busy the columns are split: each program leaves its part in `parts`, and the one
 that arrives last adds the parts up in their order, so the sum does not depend on who arrived last.
@@ -92,14 +89,13 @@ def finished(
 
 @triton.jit
 def product(
-    x, rows, weight, scale, bias, norm, out, parts, arrivals, eps, M, N, K,
+    x, weight, scale, bias, out, parts, arrivals, M, N, K,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [*, K]: its rows 0..M, or those named by rows [M]; out [M, N], added to where ADD. `norm` [K]: an RMS norm's
-    weight, without splits. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of M, splits. EVEN:
-    BLOCK_K * SPLITS divides K."""
+    """x [M, K]; out [M, N], added to where ADD. GATED: weight is [2 * N, K], gates first. Grid: blocks of N, blocks of
+    M, splits. EVEN: BLOCK_K * SPLITS divides K."""
     TILE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
     block, part = tl.program_id(0), tl.program_id(2)
     row = weight_rows(block, N, BLOCK_N, GATED)
@@ -111,12 +107,8 @@ def product(
             prefetch(weight, row, K, first, PREFETCH)
         gdc_wait()
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    source = tl.minimum(m, M - 1)
-    if rows is not None:
-        source = tl.load(rows + source)
-    source = source.to(tl.int64) * K
+    source = tl.minimum(m, M - 1).to(tl.int64) * K
     total = tl.zeros([TILE, ROWS], tl.float32)
-    squares = tl.zeros([BLOCK_K, ROWS], tl.float32)
     for start in range(first, min(first + length, K), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         w = _tile(weight, row, k, K, EVEN)
@@ -124,14 +116,7 @@ def product(
             y = tl.load(x + source[None, :] + k[:, None])
         else:
             y = tl.load(x + source[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
-        if norm is not None:
-            wide = y.to(tl.float32)
-            squares += wide * wide
-            gain = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-            y = (wide * gain[:, None]).to(y.dtype)
         total = multiplied(w, y, total, PRECISION)
-    if norm is not None:
-        total *= tl.rsqrt(tl.sum(squares, 0) / K + eps)[None, :]
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + block
         stride = tl.num_programs(0) * tl.num_programs(1) * TILE * ROWS

@@ -41,7 +41,6 @@ DECODE = {
     "PARTS": 32,
     "ASSEMBLY": True,
     "STAGES": 3,
-    "EARLY": 2,
     "NORM": True,
     "WINDOW": 0,
 }

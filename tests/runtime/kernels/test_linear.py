@@ -23,7 +23,6 @@ GEMV = Choice("gemv", block_n=8, block_k=64, warps=2, fuses_norm=True)
 RESIDENT = Choice("resident", block_n=16, block_k=64, splits=2, warps=2, rows=16, fuses_norm=True)
 NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
-FUSED = Choice("product", block_n=32, block_k=64, stages=2, rows=16, prefetch=128, fuses_norm=True)
 SPLIT = Choice("product", block_n=32, block_k=32, splits=2, stages=2, rows=16)
 LIBRARY = Choice("library")
 
@@ -73,7 +72,7 @@ KINDS = [
 ]
 CASES = [
     (choice, rows)
-    for choice, rows in itertools.product((GEMV, RESIDENT, NORMED, TILED, FUSED, SPLIT, LIBRARY), (1, 3, 21))
+    for choice, rows in itertools.product((GEMV, RESIDENT, NORMED, TILED, SPLIT, LIBRARY), (1, 3, 21))
     if (rows == 1) == (choice is GEMV) and not (choice.kind == "resident" and rows > 16)
 ]
 
@@ -101,7 +100,7 @@ def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, r
     assert close(out, activation_reference(ups, "silu", gated=True).to(dtype))
 
 
-@pytest.mark.parametrize("choice", [GEMV, RESIDENT, FUSED, SPLIT, LIBRARY])
+@pytest.mark.parametrize("choice", [GEMV, RESIDENT, SPLIT, LIBRARY])
 def test_rows_are_chosen_by_index(choice: Choice) -> None:
     dtype = torch.bfloat16
     linears, x, norm, w = (
