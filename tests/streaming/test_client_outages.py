@@ -83,7 +83,7 @@ async def test_a_stop_during_an_outage_is_said_afterwards(serving: Any) -> None:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             if condition():
                 return

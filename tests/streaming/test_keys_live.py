@@ -53,7 +53,7 @@ async def test_a_revoked_key_loses_its_sockets_and_comes_in_no_more(serving: Any
             write(path, b={})
             with pytest.raises(ConnectionClosed):
                 while True:
-                    await asyncio.wait_for(gone.recv(), 5)
+                    await asyncio.wait_for(gone.recv(), 30)
             assert gone.close_code == 1008 and gone.close_reason == "the key was revoked"
             await stays.send(json.dumps({"type": "response.create", "input": "sky"}))
             assert json.loads(await stays.recv())["type"] == "response.created"
@@ -70,7 +70,7 @@ async def test_limits_change_without_a_restart(serving: Any, tmp_path: Path) -> 
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert "'a' may have 1 answers open" in refused.json()["error"]["message"]
         write(path, a={"concurrency": 2})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await client.post(CHAT, json=SKY)).status_code != 200:
                 pass
         slow.cancel()
@@ -114,7 +114,7 @@ async def test_so_many_sockets(serving: Any, tmp_path: Path) -> None:
                     pass
             assert refused.value.response.status_code == 429
             assert int(refused.value.response.headers["retry-after"]) >= 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     async with socket(served, "a"):

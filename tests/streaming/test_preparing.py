@@ -83,7 +83,7 @@ async def dialled(served: Any, path: str, instructions: str) -> Any:
 
 async def frames(socket: ClientConnection, *last: str) -> list[Any]:
     heard: list[Any] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not heard or heard[-1]["type"] not in last:
             heard.append(json.loads(await socket.recv()))
     return heard

@@ -162,7 +162,7 @@ async def test_a_signal_while_it_starts_ends_it() -> None:
     running = asyncio.create_task(serve(app, port=0, starting=start))
     await loading.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 30)
 
 
 async def test_a_start_that_fails_ends_it_with_its_error() -> None:
