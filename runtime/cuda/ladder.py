@@ -51,10 +51,11 @@ class Ladder:
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
     def launched(self) -> Iterator[Pass]:
-        """Of the passes without a graph, one for each number of rows: long prompts, and what adjusts logits."""
+        """Of the passes without a graph, small ones of every kind: many prompts, and what adjusts logits."""
         for rows in (0, *self._rows):
-            for fresh in (False, True):
-                yield self.size(rows, self._most_tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
+            for tokens in (EAGER_STEP, 2 * EAGER_STEP):
+                for fresh in (False, True):
+                    yield self.size(rows, tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
         for rows in self._mixed:
             yield Pass(rows, self.token_buckets[0], FEW_CHUNKS, True, True)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import torch
@@ -20,7 +21,7 @@ from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import plan_device
 from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.kernels import linear
-from jitney.runtime.kernels.choice import MAX_SKINNY_ROWS, Choice, Task
+from jitney.runtime.kernels.choice import MAX_SKINNY_ROWS, Choice, Task, default_choice
 from jitney.runtime.kernels.compilation import Kernels, rehearsed
 
 
@@ -55,14 +56,12 @@ def main() -> None:
     kernels, device = Noting(), torch.device("cpu")
     step = build_step(model, random_weights(model), config, plan, torch.bfloat16, device, kernels=kernels)
     layers: set[str] = set()
-    default_choice = linear.default_choice
 
     def noted(task: Task) -> Choice:
         layers.add(task.key)
         return default_choice(task)
 
-    linear.default_choice = noted
-    with torch.inference_mode():
+    with torch.inference_mode(), patch.object(linear, "default_choice", noted):
         launched = rehearsed(lambda: passes(step))
     timed = {task.key for task in tasks(model, 16)}
     others = [function.fn.__name__ for function, key in launched if (function, key) not in kernels._variants]

@@ -31,26 +31,31 @@ def ran(script: str, cache: Path, *words: object) -> Any:
     return json.loads(done.stdout)
 
 
-def test_what_one_process_compiles_another_need_not(tmp_path: Path) -> None:
-    made = ran("compile_ahead.py", tmp_path / "first", tmp_path / "kernels.bin", "make")
-    assert made["compiled"] == [2, 0] and len(made["keys"]) == 2 and made["cached"] > 0
-
-    brought = ran("compile_ahead.py", tmp_path / "second", tmp_path / "kernels.bin", "bring")
-    assert brought == {"compiled": [0, 0], "keys": made["keys"], "cached": 0}
-
-    again = ran("compile_ahead.py", tmp_path / "first", tmp_path / "other.bin", "make")
-    assert again["compiled"] == [0, 0] and again["keys"] == made["keys"]
-    assert read_kernels(tmp_path / "other.bin") == read_kernels(tmp_path / "kernels.bin")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[KernelFile, Any]:
+    """Two kernels compiled, and what was told of that."""
+    directory = tmp_path_factory.mktemp("made")
+    told = ran("compile_ahead.py", directory / "cache", directory / "kernels.bin", "make")
+    return read_kernels(directory / "kernels.bin"), told
 
 
-def test_kernels_that_do_not_fit_are_compiled(tmp_path: Path) -> None:
-    ran("compile_ahead.py", tmp_path / "first", tmp_path / "kernels.bin", "make")
-    file = read_kernels(tmp_path / "kernels.bin")
-    (key, first), (other, files) = file.binaries.items()
-    broken = {key: {name: b"{" for name in first}, "A" * 52: files}
-    (tmp_path / "kernels.bin").write_bytes(msgspec.structs.replace(file, binaries=broken).encoded())
-    brought = ran("compile_ahead.py", tmp_path / "second", tmp_path / "kernels.bin", "bring")
-    assert brought["compiled"] == [1, 0] and brought["keys"] == [other]
+def brought(file: KernelFile, directory: Path) -> Any:
+    (directory / "kernels.bin").write_bytes(file.encoded())
+    return ran("compile_ahead.py", directory / "cache", directory / "kernels.bin", "bring")
+
+
+def test_what_one_process_compiles_another_need_not(made: tuple[KernelFile, Any], tmp_path: Path) -> None:
+    file, told = made
+    assert told["compiled"] == [2, 0] and told["cached"] > 0 and told["keys"] == sorted(file.binaries)
+    assert brought(file, tmp_path) == {"compiled": [0, 0], "keys": told["keys"], "cached": 0}
+
+
+def test_kernels_that_do_not_fit_are_compiled(made: tuple[KernelFile, Any], tmp_path: Path) -> None:
+    """One that is not what its name says, and one that nobody asks for."""
+    (key, damaged), (other, files) = made[0].binaries.items()
+    binaries = {key: {name: b"{" for name in damaged}, "A" * 52: files}
+    told = brought(msgspec.structs.replace(made[0], binaries=binaries), tmp_path)
+    assert told["compiled"] == [1, 0] and told["keys"] == [other]
 
 
 def test_a_step_launches_nothing_that_was_not_rehearsed(tmp_path: Path) -> None:
