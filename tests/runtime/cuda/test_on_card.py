@@ -109,6 +109,18 @@ def test_a_cached_prefix_equals_a_cold_one(expected: list[list[int]]) -> None:
     step.close()
 
 
+@pytest.mark.parametrize("narrow", [("quantize",), ("kv_dtype",), ("quantize", "kv_dtype")])
+def test_in_eight_bits_alone_equals_together(narrow: tuple[str, ...]) -> None:
+    settings = dict.fromkeys(narrow, "fp8")
+    step = opened(**settings, num_pages=3000)
+    expected = answers(step, prompts()[:64])
+    assert answers(step, prompts()[:64]) == expected, "from cached pages"
+    step.close()
+    step = opened(**settings, max_batch_tokens=192)
+    assert answers(step, prompts()[:64], together=False) == expected
+    step.close()
+
+
 @pytest.mark.parametrize("mode", ["deterministic", "fast"])
 def test_padding_and_pages_of_nobody_may_hold_anything(mode: str) -> None:
     clean, poisoned = opened(mode=mode), opened(mode=mode)
