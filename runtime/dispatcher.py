@@ -124,12 +124,13 @@ class Dispatcher:
             self._layout = report
             return
         self.stats = report.stats
+        now = self._clock()
         for output in report.outputs:
             if isinstance(output, Output):
-                self._take(output.id, output.choice, output)
+                self._take(output.id, output.choice, output, now)
                 continue
             for (response_id, choice), token in zip(output.names, output.tokens, strict=True):
-                self._take(response_id, choice, token)
+                self._take(response_id, choice, token, now)
         self._feed()
 
     def find(self, response_id: str) -> Response | None:
@@ -164,20 +165,14 @@ class Dispatcher:
         self._drop(response_id)
         return True
 
-    def _take(self, response_id: str, choice: int, told: Output | int) -> None:
+    def _take(self, response_id: str, choice: int, told: Output | int, now: float) -> None:
         """One choice's news: an output, or a token of which nothing else is to be told."""
         response = self._responses.get(response_id)
         if response is None or response.log.is_sealed:
             self._late_events += 1
             return
-        count = len(told.tokens) if isinstance(told, Output) else 1
-        if count:
-            self._generated_tokens += count
-            self._queue.charge(response.request.user, count)
-            for observer in self._observers:
-                observer.advanced(response, count)
         try:
-            if response.take(told) if isinstance(told, Output) else response.advance(choice, told):
+            if response.take(told) if isinstance(told, Output) else response.advance(choice, told, now):
                 self._inbox.put(Cancel(response_id, choice))
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -187,6 +182,12 @@ class Dispatcher:
             logger.exception("%s: its text could not be made", response_id)
             self._inbox.put(Cancel(response_id))
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
+        count = len(told.tokens) if isinstance(told, Output) else 1
+        if count:
+            self._generated_tokens += count
+            self._queue.charge(response.user, count)
+            for observer in self._observers:
+                observer.advanced(response, count)
         if response.log.is_sealed:
             self._over(response)
 

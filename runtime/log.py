@@ -24,9 +24,12 @@ Take = Callable[[Event], bool]
 class Log:
     """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
 
+    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
+
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._waiters: dict[asyncio.Future[None], Take | None] = {}
+        self._readers: list[tuple[asyncio.Future[None], Take | None]] = []
+        self._ends: list[asyncio.Future[None]] = []
         self.is_sealed = False
         self.num_discarded = 0
         self.num_bytes = 0
@@ -49,14 +52,21 @@ class Log:
         self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
         if event.logprobs or event.prompt_logprobs:
             self.num_bytes += _scores_bytes(event)
-        self.is_sealed = event.kind == "done"
-        if self._waiters:
+        if self._readers:
             self._tell(event)
+        if event.kind == "done":
+            self._seal()
         return True
+
+    def _seal(self) -> None:
+        self.is_sealed = True
+        for end in self._ends:
+            if not end.done():
+                end.set_result(None)
 
     def _tell(self, event: Event) -> None:
         """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair."""
-        for waiter, take in self._waiters.items():
+        for waiter, take in self._readers:
             if waiter.done():
                 continue
             try:
@@ -91,16 +101,21 @@ class Log:
 
     async def wait_sealed(self) -> None:
         if not self.is_sealed:
-            await self.news(lambda event: event.kind != "done")
+            end = asyncio.get_running_loop().create_future()
+            self._ends.append(end)
+            try:
+                await end
+            finally:
+                self._ends.remove(end)
 
     async def news(self, take: Take | None = None) -> None:
         """Waits for the next entry that `take` does not take. Raises what `take` does."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = take
+        reader = asyncio.get_running_loop().create_future(), take
+        self._readers.append(reader)
         try:
-            await waiter
+            await reader[0]
         finally:
-            del self._waiters[waiter]
+            self._readers.remove(reader)
 
 
 def _scores_bytes(event: Event) -> int:

@@ -24,12 +24,19 @@ from .text.stops import StopMatcher
 class Choice:
     """One choice's text so far: what may be shown, and what is held back."""
 
+    __slots__ = (
+        "_detokenizer", "_interval", "_logprobs", "_params", "_shows", "_stops", "_text", "_tokenizer", "_tokens",
+        "finish_reason", "index", "matched", "num_tokens",
+    )  # fmt: skip
+
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
         self.index = index
         self.finish_reason: FinishReason | None = None
         self.matched: str | int | None = None
         self.num_tokens = 0
         self._params = params
+        self._shows = params.detokenize
+        self._interval = params.stream_interval
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
         self._stops: StopMatcher | None = None
@@ -53,7 +60,7 @@ class Choice:
         """One more token; its text is not shown if it is an end id that stays hidden."""
         self._tokens.append(token)
         self.num_tokens += 1
-        if shows and self._params.detokenize:
+        if shows and self._shows:
             self._show((self._detokenizer or self._take_out()).push((token,)))
 
     def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
@@ -67,7 +74,7 @@ class Choice:
     @property
     def is_due(self) -> bool:
         """Whether enough is new for a delta."""
-        return len(self._tokens) >= self._params.stream_interval
+        return len(self._tokens) >= self._interval
 
     def collect(self) -> tuple[int, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None]:
         """What is new, as an event's fields: `index`, `text`, `token_ids` and `logprobs`."""
@@ -105,7 +112,16 @@ class Choice:
 
 
 class Response:
-    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like."""
+    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like.
+
+    `gap_s` is the time between its last two deliveries of tokens, of whichever choices; None up to the first.
+    """
+
+    __slots__ = (
+        "_cached_tokens", "_cancel", "_choices", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
+        "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "gap_s", "id",
+        "log", "params", "request", "user", "when_forgotten",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -118,6 +134,7 @@ class Response:
         forget: Callable[[str], bool] = lambda response_id: False,
     ) -> None:
         self.id = request.id
+        self.user = request.user
         self.request = request
         self.params = params
         self.log = Log()
@@ -132,7 +149,9 @@ class Response:
         self._cached_tokens = self._prefilled = 0
         self._queued_s: float | None = None
         self._first_token_s: float | None = None
-        self._last_token_s: float | None = None
+        self._last_at: float | None = None
+        self._spoke_at: float | None = None
+        self.gap_s: float | None = None
         self._gaps = array("f")
         self._last_reason: FinishReason = "cancelled"
         self._error: str | None = None
@@ -201,7 +220,7 @@ class Response:
             self._append("prompt", prompt_logprobs=output.prompt_logprobs)
         self._prefilled = output.prefilled or self._prefilled
         if output.tokens:
-            self._time(output.choice, self._clock() - self.request.arrival)
+            self._time(output.choice, self._clock())
         choice.take(output)
         self._error = self._error or output.error
         if choice.finish_reason is not None:
@@ -210,19 +229,19 @@ class Response:
             self._append("delta", *choice.collect())
         return choice.finish_reason is not None and output.finish_reason is None
 
-    def advance(self, index: int, token: int) -> bool:
+    def advance(self, index: int, token: int, now: float) -> bool:
         """Take in one token of which nothing else is to be told. True as from `take`."""
         choice = self._choices[index]
-        if choice.finish_reason is not None or self.log.is_sealed:
+        if choice.finish_reason is not None:
             self.log.num_discarded += 1
             return False
-        self._time(index, self._clock() - self.request.arrival)
+        self._time(index, now)
         choice.add(token)
         if choice.finish_reason is not None:
             self._finish(choice)
             return True
         if choice.is_due:
-            self.log.append(Event(self.id, self.log.last_seq + 1, "delta", *choice.collect()))
+            self._append("delta", *choice.collect())
         return False
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
@@ -261,15 +280,17 @@ class Response:
                 "done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error
             )
 
-    def _time(self, choice: int, now_s: float) -> None:
-        """Tokens of a choice are there. Gaps are those of the first."""
-        if self._first_token_s is None:
-            self._first_token_s = now_s
-        if choice:
-            return
-        if self._last_token_s is not None:
-            self._gaps.append(now_s - self._last_token_s)
-        self._last_token_s = now_s
+    def _time(self, choice: int, now: float) -> None:
+        """Tokens of a choice are there. The gaps that are kept are those of the first."""
+        if self._last_at is None:
+            self._first_token_s = now - self.request.arrival
+        else:
+            self.gap_s = now - self._last_at
+        self._last_at = now
+        if not choice:
+            if self._spoke_at is not None:
+                self._gaps.append(now - self._spoke_at)
+            self._spoke_at = now
 
     def _append(self, kind: Any, *fields: Any, **more: Any) -> None:
         self.log.append(Event(self.id, self.log.last_seq + 1, kind, *fields, **more))

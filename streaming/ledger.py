@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,30 +19,24 @@ if TYPE_CHECKING:
 class _Account:
     """`prompt_is_due`: nothing has been charged for the prompt yet."""
 
+    __slots__ = ("key", "prompt_is_due", "request_id")
+
     def __init__(self, key: str) -> None:
         self.key = key
         self.request_id = request_id.get()
         self.prompt_is_due = True
-        self.last_token: float | None = None
 
 
 class Ledger(Observer):
     """Observes an engine for one app. Answers that did not come through the app are nobody's, and left alone.
 
-    `model` is the name that the app serves it under; `clock` gives monotonic seconds.
+    `model` is the name that the app serves it under.
     """
 
-    def __init__(
-        self,
-        quotas: Quotas,
-        metrics: Metrics,
-        model: Callable[[], str],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, quotas: Quotas, metrics: Metrics, model: Callable[[], str]) -> None:
         self._quotas = quotas
         self._metrics = metrics
         self._model = model
-        self._clock = clock
         self._open: dict[str, _Account] = {}
 
     @contextmanager
@@ -67,10 +60,8 @@ class Ledger(Observer):
         account = self._open.get(response.id)
         if account is None:
             return
-        now = self._clock()
-        if account.last_token is not None:
-            self._metrics.gap(account.key, now - account.last_token)
-        account.last_token = now
+        if response.gap_s is not None:
+            self._metrics.gap(account.key, response.gap_s)
         self._charge(account, response, num_tokens)
 
     def ended(self, response: Response) -> None:

@@ -49,21 +49,19 @@ class Pulse:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
-        self._last_at: dict[str, float] = {}
 
     def advanced(self, response: Response, num_tokens: int) -> None:
         now = self._clock()
         bucket = self._bucket(int(now))
         bucket.tokens += num_tokens
-        last = self._last_at.get(response.id)
-        self._last_at[response.id] = now
-        if last is None:
+        gap_s = response.gap_s
+        if gap_s is None:
             bucket.firsts.append(now - response.request.arrival)
-        elif response.request.n == 1 and len(bucket.gaps) < MAX_SAMPLES:
-            bucket.gaps.append(now - last)
+        elif len(bucket.gaps) < MAX_SAMPLES and response.request.n == 1:
+            bucket.gaps.append(gap_s)
 
     def ended(self, response: Response) -> None:
-        self._last_at.pop(response.id, None)
+        """What it used was told as it went."""
 
     def seconds(self, count: int) -> list[Second]:
         """The last `count` full seconds, oldest first."""

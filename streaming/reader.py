@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 from ..runtime.backend import Tokenizer
 from ..runtime.events import Event
-from ..runtime.log import Log, Take
+from ..runtime.log import Log
 from .conversation import answer_splitter, events_of, shown
 from .entry import Entry
 from .protocols.delivery import Delivery
@@ -23,6 +23,11 @@ from .wire import FrameSender
 class Reader:
     """`frames` once. `after` is the last sequence number that the client has; -1: nothing yet. `waits`: the answer has
     not begun, and the client is to hear so."""
+
+    __slots__ = (
+        "_after", "_credit", "_cursor", "_delivery", "_events", "_granted", "_sender", "_tokenizer", "_waits", "entry",
+        "is_told", "stream_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Reader:
         self._credit = self._delivery.credit
         self._granted = asyncio.Event()
         self._cursor = 0
+        self._sender: FrameSender | None = None
 
     async def frames(self, sender: FrameSender | None = None) -> AsyncGenerator[list[bytes]]:
         """What to send, to the last frame, a list for each time that there was news. Plain deltas go straight to
@@ -61,11 +67,11 @@ class Reader:
         self._check_place(response.log)
         yield events.begin(answer_splitter(self.entry, self._tokenizer))
         self.is_told = True
-        take = None if sender is None else self._taker(sender)
+        self._sender = sender if self._credit is None and self._delivery.min_flush_tokens == 1 else None
         while not events.is_done:
             await self._until_granted()
-            if take is not None and response.log.last_seq == self._cursor:
-                await response.log.news(take)
+            if self._sender is not None and response.log.last_seq == self._cursor:
+                await response.log.news(self._take)
             news = await news_of(response.log, self._cursor, self._delivery)
             self._cursor = news[-1].seq
             num_deltas = events.num_deltas
@@ -88,20 +94,15 @@ class Reader:
         progress = self.entry.progress()
         return self._events.still(progress) if self.is_told and progress is not None else None
 
-    def _taker(self, sender: FrameSender) -> Take | None:
-        """None for a client that wants its deltas counted or joined."""
-        if self._credit is not None or self._delivery.min_flush_tokens > 1:
-            return None
-
-        def take(event: Event) -> bool:
-            frame = self._events.plain(event) if sender.has_room else None
-            if frame is None:
-                return False
-            sender.put_frame(frame)
-            self._cursor = event.seq
-            return True
-
-        return take
+    def _take(self, event: Event) -> bool:
+        """An entry, as it is appended to the log."""
+        sender = self._sender
+        frame = self._events.plain(event) if sender is not None and sender.has_room else None
+        if sender is None or frame is None:
+            return False
+        sender.put_frame(frame)
+        self._cursor = event.seq
+        return True
 
     async def _until_granted(self) -> None:
         while self._credit is not None and self._credit <= 0:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Detokenizer, Message
 from ..errors import InvalidField
 from ..params import is_utf8
+from ..text.detokenizer import ByteDetokenizer, hidden_bytes
 from ..text.messages import plain_messages
 
 END, SYSTEM, USER, ASSISTANT = 256, 257, 258, 259
 _ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": USER}
 _SPELLED = {END: "<end>", SYSTEM: "<system>", USER: "<user>", ASSISTANT: "<assistant>"}
+_BYTES = {token: bytes([token]) for token in range(END)} | {t: text.encode() for t, text in _SPELLED.items()}
+_VISIBLE = hidden_bytes(_BYTES, _SPELLED.keys())
 
 
 class ByteTokenizer:
@@ -50,22 +52,9 @@ class ByteTokenizer:
         return _SPELLED.get(token_id) or self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id]) if token_id < END else _SPELLED[token_id].encode()
+        return _BYTES[token_id]
 
     def detokenizer(
         self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
     ) -> Detokenizer:
-        return _ByteDetokenizer(skip_special_tokens)
-
-
-class _ByteDetokenizer:
-    def __init__(self, skip_special_tokens: bool) -> None:
-        self._skip = skip_special_tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        shown = (bytes([t]) if t < END else b"" if self._skip else _SPELLED[t].encode() for t in token_ids)
-        return self._decoder.decode(b"".join(shown))
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        return ByteDetokenizer(_VISIBLE if skip_special_tokens else _BYTES)

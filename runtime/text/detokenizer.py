@@ -10,29 +10,41 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from .token_bytes import DecoderRule
-
-_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 HELD_TOKENS = 4
 
 
 class ByteDetokenizer:
-    """`table` gives a token's bytes; a token that shows nothing has none."""
+    """`table` gives a token's bytes; a token that shows nothing has none. `first` gives those of a text's first token,
+    where they differ, and `strip` is how many leading spaces the text loses."""
 
-    def __init__(self, table: Mapping[int, bytes], first: Callable[[int], bytes], rule: DecoderRule) -> None:
+    __slots__ = ("_first", "_held", "_strip", "_table")
+
+    def __init__(
+        self, table: Mapping[int, bytes], first: Callable[[int], bytes] | None = None, strip: int = 0
+    ) -> None:
         self._table = table
-        self._first: Callable[[int], bytes] | None = first if rule.first is not rule.plain else None
-        self._strip = rule.strip
-        self._decode = _utf8_decoder("replace").decode
+        self._first = first
+        self._strip = strip
+        self._held = b""
 
     def push(self, token_ids: Sequence[int]) -> str:
         if self._first is not None or self._strip:
             return self._push_leading(token_ids)
         table = self._table
+        if len(token_ids) == 1:
+            return self._decode(table[token_ids[0]])
         return self._decode(b"".join([table[token_id] for token_id in token_ids]))
 
     def flush(self) -> str:
-        return self._decode(b"", True)
+        return self._decode(b"", is_last=True)
+
+    def _decode(self, raw: bytes, is_last: bool = False) -> str:
+        if not self._held and raw.isascii():
+            return raw.decode()
+        raw = self._held + raw
+        text, length = codecs.utf_8_decode(raw, "replace", is_last)
+        self._held = raw[length:]
+        return text
 
     def _push_leading(self, token_ids: Sequence[int]) -> str:
         """Until something is shown: the first token may differ, and leading spaces may go."""

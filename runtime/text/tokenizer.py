@@ -105,7 +105,8 @@ class ModelTokenizer:
     ) -> Detokenizer:
         if self._rule is not None:
             table = self._visible_bytes if skip_special_tokens else self._bytes
-            return ByteDetokenizer(table, self._first_bytes, self._rule)
+            first = None if self._rule.first is self._rule.plain else self._first_bytes
+            return ByteDetokenizer(table, first, self._rule.strip)
         glued = {} if spaces_between_special_tokens else self._spelling.spelled
         return WindowDetokenizer(self._joined, lambda i: self._shows(i, skip_special_tokens), glued)
 

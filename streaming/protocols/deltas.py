@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,26 +12,11 @@ MAX_CHARS = 2**15
 """A merged delta grows no further than this."""
 
 
-class DeltaFrame:
-    """The frame of an item's deltas, of which all is the same but the number, the text and the scores."""
-
-    def __init__(self, item: OutputItem, stream_id: str | None) -> None:
-        lane = b"" if stream_id is None else b',"stream_id":%b' % _encode(stream_id)
-        self._head = b'{"type":"%b.delta","sequence_number":' % item.text_event.encode()
-        self._middle = b'%b,"item_id":%b,"delta":' % (lane, _encode(item.id))
-        self._tail = b',"output_index":%d,"content_index":0}' % item.index
-        self._unscored = b',"logprobs":[]' + self._tail if item.kind == "message" else self._tail
-
-    def of(self, number: int, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> bytes:
-        tail = b',"logprobs":%b%b' % (_encode(logprobs), self._tail) if logprobs else self._unscored
-        return b"%b%d%b%b%b" % (self._head, number, self._middle, _encode(text), tail)
-
-
 class Delta:
     """Grows while neighbouring entries come, and takes the highest of their numbers."""
 
-    def __init__(self, frame: DeltaFrame, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
-        self._frame = frame
+    def __init__(self, item: OutputItem, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
+        self._item = item
         self._number = number
         self._num_chars = len(text)
         self._texts = [text]
@@ -48,8 +32,41 @@ class Delta:
         self._logprobs = self._logprobs + logprobs
         return True
 
-    def frame(self) -> bytes:
-        return self._frame.of(self._number, "".join(self._texts), self._logprobs)
+    def frame(self, stream_id: str | msgspec.UnsetType) -> bytes:
+        return delta_frame(self._item, self._number, stream_id, "".join(self._texts), self._logprobs)
 
 
-_encode = msgspec.json.Encoder().encode
+def delta_frame(
+    item: OutputItem,
+    number: int,
+    stream_id: str | msgspec.UnsetType,
+    text: str,
+    logprobs: list[dict[str, Any]],
+) -> bytes:
+    if item.kind == "reasoning":
+        return _ENCODER.encode(_ReasoningDelta(number, stream_id, item.id, text))
+    return _ENCODER.encode(_TextDelta(number, stream_id, item.id, text, logprobs, item.index))
+
+
+class _TextDelta(msgspec.Struct, frozen=True, tag_field="type", tag="response.output_text.delta"):
+    """A struct encodes several times faster than a dict is built."""
+
+    sequence_number: int
+    stream_id: str | msgspec.UnsetType
+    item_id: str
+    delta: str
+    logprobs: list[dict[str, Any]]
+    output_index: int
+    content_index: int = 0
+
+
+class _ReasoningDelta(msgspec.Struct, frozen=True, tag_field="type", tag="response.reasoning_text.delta"):
+    sequence_number: int
+    stream_id: str | msgspec.UnsetType
+    item_id: str
+    delta: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+_ENCODER = msgspec.json.Encoder()

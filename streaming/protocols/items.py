@@ -10,6 +10,8 @@ Kind = Literal["reasoning", "message"]
 class OutputItem:
     """One item as it grows. Each has one part, at content index 0."""
 
+    __slots__ = ("id", "index", "kind", "logprobs", "status", "texts")
+
     def __init__(self, kind: Kind, response_id: str, index: int) -> None:
         self.kind = kind
         self.index = index

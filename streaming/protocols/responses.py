@@ -9,7 +9,7 @@ import msgspec
 
 from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Progress, Usage
-from .deltas import Delta, DeltaFrame
+from .deltas import Delta, delta_frame
 from .errors import failure
 from .items import Kind, OutputItem
 from .logprobs import entries
@@ -45,6 +45,11 @@ class ResponseEvents:
     """
 
     PRELUDE = 4
+    __slots__ = (
+        "_after", "_delta", "_facts", "_frames", "_items", "_lane", "_matched", "_plain", "_reasoning_tokens", "_shift",
+        "_splitter", "_state", "_tokenizer", "_undecided_tokens", "id", "is_done", "num_deltas", "num_merged",
+        "reached",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class ResponseEvents:
         self.is_done = False
         self._facts = facts
         self._tokenizer = tokenizer
-        self._lane = {} if stream_id is None else {"stream_id": stream_id}
+        self._lane = msgspec.UNSET if stream_id is None else stream_id
         self._after = after
         self._splitter = ReasoningSplitter(None)
         self._items: list[OutputItem] = []
@@ -71,7 +76,7 @@ class ResponseEvents:
         self._matched: str | int | None = None
         self._state: dict[str, Any] = {"status": "queued"}
         self._frames: list[bytes] = []
-        self._delta_frame: DeltaFrame
+        self._plain: OutputItem | None = None
         self._delta: Delta | None = None
 
     def queued(self) -> list[bytes]:
@@ -102,15 +107,13 @@ class ResponseEvents:
 
     def plain(self, event: Event) -> bytes | None:
         """The frame of an entry that only adds to the text of the answer; None for any other, which is to be fed."""
-        item, number = self._items[-1] if self._items else None, event.seq + self._shift
-        if item is None or item.kind != "message" or not self._splitter.is_past or number <= self._after:
-            return None
-        if event.kind != "delta" or not event.text or event.logprobs:
+        item, number = self._plain, event.seq + self._shift
+        if item is None or event.kind != "delta" or event.logprobs or not event.text or number <= self._after:
             return None
         item.texts.append(event.text)
         self.reached = number
         self.num_deltas += 1
-        return self._delta_frame.of(number, event.text)
+        return delta_frame(item, number, self._lane, event.text, [])
 
     def response(self) -> dict[str, Any]:
         """The response object as it is now."""
@@ -240,19 +243,20 @@ class ResponseEvents:
         scores = entries(logprobs, self._tokenizer) if logprobs else []
         item.texts.append(text)
         item.logprobs += scores
-        self._add(number, text, scores)
+        self._add(item, number, text, scores)
+        if kind == "message" and self._splitter.is_past:
+            self._plain = item
 
     def _open(self, kind: Kind, number: int) -> None:
         """The first item has numbers 3 and 4, a further one `number` and the one after."""
         number = number if self._items else 3
         item = OutputItem(kind, self.id, len(self._items))
         self._items.append(item)
-        self._delta_frame = DeltaFrame(item, self._lane.get("stream_id"))
         self._say("response.output_item.added", number, output_index=item.index, item=item.opened())
         self._say("response.content_part.added", number + 1, part=item.empty_part(), **item.place)
 
     def _close(self, number: int, status: str) -> None:
-        item = self._items[-1]
+        item, self._plain = self._items[-1], None
         item.status = status
         self._say(f"{item.text_event}.done", number + 1, **item.spoken())
         self._say("response.content_part.done", number + 2, part=item.part(), **item.place)
@@ -260,7 +264,7 @@ class ResponseEvents:
 
     # Frames
 
-    def _add(self, number: int, text: str, scores: list[dict[str, Any]]) -> None:
+    def _add(self, item: OutputItem, number: int, text: str, scores: list[dict[str, Any]]) -> None:
         self.reached = number
         if number <= self._after:
             return
@@ -268,11 +272,11 @@ class ResponseEvents:
             self.num_merged += 1
             return
         self._put_delta()
-        self._delta = Delta(self._delta_frame, number, text, scores)
+        self._delta = Delta(item, number, text, scores)
 
     def _put_delta(self) -> None:
         if self._delta is not None:
-            self._frames.append(self._delta.frame())
+            self._frames.append(self._delta.frame(self._lane))
             self._delta = None
             self.num_deltas += 1
 
@@ -283,7 +287,8 @@ class ResponseEvents:
             self._frames.append(self._frame(kind, number, **fields))
 
     def _frame(self, kind: str, number: int, **fields: Any) -> bytes:
-        return msgspec.json.encode({"type": kind, "sequence_number": number, **self._lane, **fields})
+        lane = {} if self._lane is msgspec.UNSET else {"stream_id": self._lane}
+        return msgspec.json.encode({"type": kind, "sequence_number": number, **lane, **fields})
 
     def _drained(self) -> list[bytes]:
         self._put_delta()

@@ -169,7 +169,7 @@ async def test_leaving_early_leaves_no_waiter() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert not log._waiters
+    assert not log._readers
 
 
 async def test_waiting_for_the_seal() -> None:
@@ -222,4 +222,4 @@ async def test_what_one_reader_raises_ends_nobody_else() -> None:
     assert taken == [2, 3]
     waiting.cancel()
     await asyncio.wait({waiting})
-    assert not log._waiters
+    assert not log._readers

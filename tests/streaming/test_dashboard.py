@@ -116,14 +116,14 @@ def test_a_second_of_the_pulse() -> None:
     now = [100.0]
     pulse = Pulse(lambda: now[0])
     one, many = answer("one", arrival=99.0), answer("many", arrival=99.5, n=2)
-    for at, response, tokens in (
-        (100.0, one, 1),
-        (100.25, one, 3),
-        (100.5, many, 1),
-        (100.5, many, 1),
-        (101.0, one, 1),
+    for at, response, gap_s, tokens in (
+        (100.0, one, None, 1),
+        (100.25, one, 0.25, 3),
+        (100.5, many, None, 1),
+        (100.5, many, 0.0, 1),
+        (101.0, one, 0.75, 1),
     ):
-        now[0] = at
+        now[0], response.gap_s = at, gap_s
         pulse.advanced(response, tokens)
     pulse.ended(one)
     now[0] = 102.5
