@@ -1,8 +1,9 @@
-"""The worker's news in portions: in order, one a turn, one wake-up a report."""
+"""The worker's news in portions: in order, one a turn, one wake-up a report; what waits is taken in as one."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -81,3 +82,50 @@ async def test_news_of_many_choices_is_cut_as_well() -> None:
     assert [len(spelled(each.outputs)) for each in taken] == [1, MAX_OUTPUTS, MAX_OUTPUTS, 1]
     told = spelled([output for each in taken[1:] for output in each.outputs])
     assert told == spelled([advance])
+
+
+def told(taken: list[Any]) -> dict[tuple[str, int], list[Any]]:
+    """What each choice heard, in its order: tokens one by one, ends as they are."""
+    heard: dict[tuple[str, int], list[Any]] = {}
+    for output in spelled([output for report in taken for output in report.outputs]):
+        row = heard.setdefault((output.id, output.choice), [])
+        row += output.tokens if output.finish_reason is None else [output]
+    return heard
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_reports_that_wait_are_taken_in_as_one_and_each_choice_hears_all_in_its_order(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    names = [(f"r{row}", choice) for row in range(60) for choice in range(2)]
+    reports: list[Report] = []
+    for step in range(8):
+        rng.shuffle(names)
+        ended, names = names[:3], names[3:]
+        outputs: list[Output | Advance] = [Output(*name, (step,), finish_reason="length") for name in ended]
+        advancing = tuple(name for name in names if rng.random() < 0.9)
+        outputs.append(Advance(advancing, [1000 * step + row for row in range(len(advancing))]))
+        reports.append(Report(outputs, SchedulerStats(steps=step)))
+    taken: list[Any] = []
+    portions = Portions(asyncio.get_running_loop(), taken.append)
+    for each in reports:
+        portions.post(each)
+    await turns(200)
+    assert told(taken) == told(reports)
+    assert all(len(spelled(each.outputs)) <= MAX_OUTPUTS for each in taken)
+    assert len(taken) < len(reports) * 2, "two rounds, and not a round a report"
+    assert taken[-1].stats.steps == 7
+
+
+async def test_what_comes_after_a_report_waits_for_it_and_ends_a_round() -> None:
+    taken: list[Any] = []
+    portions = Portions(asyncio.get_running_loop(), taken.append)
+    names = tuple((f"r{row}", 0) for row in range(MAX_OUTPUTS + 1))
+    advance = Report([Advance(names, list(range(len(names))))], SchedulerStats())
+    for news in (advance, advance, advance, Stopped(None)):
+        portions.post(news)
+    await turns(10)
+    assert taken[-1] == Stopped(None)
+    assert [len(spelled(each.outputs)) for each in taken[:-1]] == [MAX_OUTPUTS, 1, MAX_OUTPUTS, 1]
+    assert taken[2].outputs[0] == Output("r0", 0, (0, 0))
