@@ -28,6 +28,7 @@ from websockets.asyncio.client import connect
 from jitney.runtime import DynamicEngine, EngineConfig
 from jitney.runtime.testing import Reply, Script, ScriptedBackend
 from jitney.streaming import create_app, serve, wire
+from jitney.streaming.line import Line
 
 STEP_S = 0.02
 LEAVE = {"on_disconnect": "cancel"}
@@ -35,19 +36,19 @@ READ = Reply(match="read", text="word " * 20_000, token_s=STEP_S)
 STALL = Reply(match="stall", text="word " * 200)
 
 
-class Watched(wire.FrameProtocol):
+class Watched(Line):
     """Remembers the most that any connection held beside the kernel's buffers."""
 
     most = 0
 
-    def _flush(self) -> None:
-        held = self._held_bytes
-        super()._flush()
-        Watched.most = max(Watched.most, held + self.transport.get_write_buffer_size())
+    def flush(self) -> None:
+        held = self.held_bytes
+        super().flush()
+        Watched.most = max(Watched.most, held + self._transport.get_write_buffer_size())
 
 
 async def _serve(pipe: Connection, rows: int) -> None:
-    serve.FrameProtocol = Watched  # type: ignore[misc]  # the same protocol, its buffers watched
+    wire.Line = Watched  # type: ignore[misc]  # the same line, its buffers watched
     script = Script(reply=[READ, STALL], context_length=110_000, max_rows=rows)
     config = EngineConfig(max_rows=rows, max_queued=100_000, kv_cache_bytes=16 * 200_000)
     async with DynamicEngine(ScriptedBackend(script), config) as engine:

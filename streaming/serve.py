@@ -17,9 +17,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..runtime.errors import EngineDied
+from .line import Outbox
 from .routes.metrics import metrics_app
 from .service import Service
-from .wire import FrameProtocol, Outbox
+from .wire import FrameProtocol
 
 logger = logging.getLogger("jitney.streaming")
 

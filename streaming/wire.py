@@ -1,9 +1,7 @@
 """The short way of a text frame: uvicorn's WebSocket protocol with frames written straight to the transport.
 
-Handshake, reading, pings and close stay uvicorn's. A handler asks `frame_sender` for a function and gets the short way
-where the server runs this protocol, else plain ASGI; the bytes on the wire are the same. Frames that are sent in one
-turn of the loop, by however many tasks, go out in one write: the tokens of one step cost a socket one system call, and
-all the sockets of a server together one callback of the loop.
+Handshake, reading, pings and close stay uvicorn's. A handler asks for a `frame_sender` and gets the short way
+where the server runs this protocol, else plain ASGI; the bytes on the wire are the same.
 
 A socket holds at most `MAX_HELD_BYTES` here, as much in the transport's buffer and in the system's, and one frame:
 whoever sends waits for room.
@@ -25,8 +23,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.frames import Frame
 
+from .line import MAX_HELD_BYTES, Line, Outbox
+
 EXTENSION = "jitney.frames"
-MAX_HELD_BYTES = 64 * 2**10
 MAX_PONG_BYTES = 256 * 2**10
 READ_BYTES = 8 * 2**10
 """Read at a time: at worst some 1,300 frames, which take 5 ms to parse."""
@@ -70,26 +69,8 @@ class _PlainSender:
         raise AssertionError("there was no room")
 
 
-class Outbox:
-    """The connections of a loop that have frames to send at the end of its turn."""
-
-    def __init__(self) -> None:
-        self._due: list[FrameProtocol] = []
-
-    def add(self, connection: FrameProtocol) -> None:
-        if not self._due:
-            connection.loop.call_soon(self._flush)
-        self._due.append(connection)
-
-    def _flush(self) -> None:
-        due, self._due = self._due, []
-        for connection in due:
-            connection._flush()
-
-
 class FrameProtocol(WebSocketsSansIOProtocol):
-    """One connection. Frames wait in `_frames` until the end of the loop's turn. `outbox` is shared by those of one
-    server."""
+    """One connection, and its `line`. `outbox` is shared by those of one server."""
 
     def __init__(
         self,
@@ -101,72 +82,48 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         outbox: Outbox | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._outbox = outbox or Outbox()
+        self.line = Line(outbox or Outbox())
         self.logger = _Quiet(logging.getLogger("jitney.streaming"), {})  # type: ignore[assignment]
-        self._frames: list[bytes] = []
-        self._held_bytes = 0
-        self._room = asyncio.Event()
-
-    @property
-    def has_room(self) -> bool:
-        return (
-            self._held_bytes < MAX_HELD_BYTES
-            and self.writable.is_set()
-            and not (self.disconnected or self.close_sent or self.transport.is_closing())
-        )
-
-    def put_frame(self, payload: bytes) -> None:
-        if not self._frames:
-            self._outbox.add(self)
-        self._frames += (_header(len(payload)), payload)
-        self._held_bytes += len(payload)
-
-    async def send_frame(self, payload: bytes) -> None:
-        while not self.disconnected and (self._held_bytes >= MAX_HELD_BYTES or not self.writable.is_set()):
-            self._room.clear()
-            await self._room.wait()
-        if self.disconnected or self.close_sent or self.transport.is_closing():
-            raise WebSocketDisconnect(1006)
-        self.put_frame(payload)
-
-    def _flush(self) -> None:
-        if self._frames and not self.disconnected and not self.transport.is_closing():
-            self.transport.write(b"".join(self._frames))
-        self._frames.clear()
-        self._held_bytes = 0
-        self._room.set()
 
     # What uvicorn calls
 
     async def run_asgi(self) -> None:
         if not self.config.ws_per_message_deflate:
             extensions: dict[str, Any] = self.scope["extensions"]
-            extensions[EXTENSION] = {"sender": self}
+            extensions[EXTENSION] = {"sender": self.line}
         await super().run_asgi()
 
     async def send(self, message: Any) -> None:
-        self._flush()
+        self.line.flush()
         await super().send(message)
+        if self.close_sent:
+            self.line.close()
 
     def shutdown(self) -> None:
-        self._flush()
+        self.line.flush()
+        self.line.close()
         super().shutdown()
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
+        self.line.open(transport)
         if hasattr(transport, "max_size"):  # asyncio's own transports
             transport.max_size = READ_BYTES
         connection = transport.get_extra_info("socket")
         if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_HELD_BYTES)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.line.pause()
+
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._room.set()
+        self.line.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._flush()
+        self.line.close()
 
     def handle_cont(self, event: Frame) -> None:
         if not isinstance(self.frames[0], bytearray):
@@ -200,12 +157,3 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
     def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
         if not str(msg).startswith("Invalid UTF-8"):
             super().exception(msg, *args, **kwargs)
-
-
-def _header(length: int) -> bytes:
-    """Of an unfragmented text frame from a server (RFC 6455, section 5.2)."""
-    if length < 126:
-        return bytes((0x81, length))
-    if length < 2**16:
-        return b"\x81\x7e" + length.to_bytes(2, "big")
-    return b"\x81\x7f" + length.to_bytes(8, "big")

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from jitney.runtime.testing import Reply
-from jitney.streaming.wire import FrameProtocol
+from jitney.streaming.line import Line
 
 LONG = Reply(match="long", text="x" * 300, token_s=0.004)
 
@@ -43,14 +43,14 @@ async def test_one_wake_up_a_step_for_sixty_four_sockets(
 
 async def test_one_write_a_step_for_sixteen_lanes(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
-    flush = FrameProtocol._flush
+    flush = Line.flush
 
-    def counted(self: FrameProtocol) -> None:
+    def counted(self: Line) -> None:
         if self._frames:
             writes.append(len(self._frames) // 2)
         flush(self)
 
-    monkeypatch.setattr(FrameProtocol, "_flush", counted)
+    monkeypatch.setattr(Line, "flush", counted)
     async with serving(LONG) as served:
         async with connect(served.url.replace("http", "ws") + "/v1/responses", proxy=None) as ws:
             for lane in range(16):

@@ -12,29 +12,30 @@ import pytest
 from websockets.asyncio.client import connect
 
 from jitney.runtime.testing import Reply
-from jitney.streaming import serve, wire
+from jitney.streaming import wire
+from jitney.streaming.line import Line
 
 MAX_BUFFERED = 256 * 2**10
 TEXT = "tock " * 500
 NUM_STALLED, LANES = 6, 8
 
 
-class Watched(wire.FrameProtocol):
+class Watched(Line):
     """Remembers the most that it ever held."""
 
     most = 0
 
-    def _look(self) -> None:
-        held = self._held_bytes + self.transport.get_write_buffer_size()
+    def _watch(self) -> None:
+        held = self.held_bytes + self._transport.get_write_buffer_size()
         Watched.most = max(Watched.most, held)
 
-    async def send_frame(self, payload: bytes) -> None:
-        await super().send_frame(payload)
-        self._look()
+    def put_frame(self, payload: bytes) -> None:
+        super().put_frame(payload)
+        self._watch()
 
-    def _flush(self) -> None:
-        super()._flush()
-        self._look()
+    def flush(self) -> None:
+        super().flush()
+        self._watch()
 
 
 def small_socket(url: str) -> socket.socket:
@@ -60,7 +61,7 @@ async def stall(url: str) -> Any:
 async def test_what_is_held_for_a_stalled_reader_is_bounded(
     serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "FrameProtocol", Watched)
+    monkeypatch.setattr(wire, "Line", Watched)
     monkeypatch.setattr(Watched, "most", 0)
     async with serving(Reply(match="long", text=TEXT)) as served:
         stalled = [await stall(served.url) for _ in range(NUM_STALLED)]

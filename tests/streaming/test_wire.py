@@ -17,7 +17,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from jitney.streaming.wire import MAX_HELD_BYTES, READ_BYTES, FrameProtocol, Outbox, frame_sender
+from jitney.streaming.line import MAX_HELD_BYTES, Line, Outbox
+from jitney.streaming.wire import READ_BYTES, FrameProtocol, frame_sender
 
 TEXTS = ["", "a", "x" * 125, "x" * 126, "é" * 40_000, "x" * 65_535, "x" * 65_536, "😀"]
 
@@ -88,14 +89,14 @@ async def test_deflate_takes_the_plain_way() -> None:
 
 async def test_frames_of_one_turn_go_out_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
-    flush = FrameProtocol._flush
+    flush = Line.flush
 
-    def counted(self: FrameProtocol) -> None:
+    def counted(self: Line) -> None:
         if self._frames:
             writes.append(b"".join(self._frames))
         flush(self)
 
-    monkeypatch.setattr(FrameProtocol, "_flush", counted)
+    monkeypatch.setattr(Line, "flush", counted)
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -142,7 +143,7 @@ async def test_connections_of_a_server_send_in_one_callback_of_the_loop(
 
 
 async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_senders_wait() -> None:
-    stuck: asyncio.Future[FrameProtocol] = asyncio.get_running_loop().create_future()
+    stuck: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
     left = asyncio.Event()
 
     async def lane(send: Any, sent: list[int]) -> None:
@@ -153,7 +154,7 @@ async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_sender
     async def handler(websocket: WebSocket) -> None:
         await websocket.accept()
         send = frame_sender(websocket).send_frame
-        protocol = websocket.scope["extensions"]["jitney.frames"]["sender"]
+        line = websocket.scope["extensions"]["jitney.frames"]["sender"]
         sent = [0]
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -163,14 +164,14 @@ async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_sender
                 while before != sent[0]:
                     before = sent[0]
                     await asyncio.sleep(0.05)
-                stuck.set_result(protocol)
+                stuck.set_result(line)
         except* WebSocketDisconnect:
             left.set()
 
     async with serving(handler) as url:
         async with RawWebSocket(url):
-            protocol = await asyncio.wait_for(stuck, 10)
-            held = protocol.transport.get_write_buffer_size() + protocol._held_bytes
+            line = await asyncio.wait_for(stuck, 10)
+            held = line._transport.get_write_buffer_size() + line.held_bytes
             assert held <= 2 * MAX_HELD_BYTES + 2000
         await asyncio.wait_for(left.wait(), 5)
 

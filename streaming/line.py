@@ -1,0 +1,111 @@
+"""Frames on their way to a socket. What is sent in one turn of the loop, by however many tasks, goes out at its end in
+one write: the tokens of one step cost a socket one system call, and all the sockets of a server one callback."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.transports import BaseTransport, Transport
+from typing import cast
+
+from starlette.websockets import WebSocketDisconnect
+
+MAX_HELD_BYTES = 64 * 2**10
+
+
+class Outbox:
+    """The lines that are due, all of one loop."""
+
+    def __init__(self) -> None:
+        self._due: list[Line] = []
+
+    def add(self, line: Line) -> None:
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._due.append(line)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for line in due:
+            line.flush()
+
+
+class Line:
+    """One connection's. `has_room`: a frame may be put now, where whoever sends would not wait.
+
+    Slots, and few of them: with many sockets what a frame costs is mostly memory that is not in the processor's cache.
+    """
+
+    __slots__ = (
+        "_frames",
+        "_is_closed",
+        "_is_writable",
+        "_outbox",
+        "_room",
+        "_transport",
+        "has_room",
+        "held_bytes",
+    )
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._frames: list[bytes] = []
+        self._is_writable, self._is_closed = True, False
+        self._room = asyncio.Event()
+        self.has_room = True
+        self.held_bytes = 0
+
+    def open(self, transport: BaseTransport) -> None:
+        self._transport = cast(Transport, transport)
+
+    async def send_frame(self, payload: bytes) -> None:
+        """Waits while the client lags; raises `WebSocketDisconnect` once the socket is closed."""
+        while not self.has_room and not self._is_closed:
+            self._room.clear()
+            await self._room.wait()
+        if self._is_closed or self._transport.is_closing():
+            raise WebSocketDisconnect(1006)
+        self.put_frame(payload)
+
+    def put_frame(self, payload: bytes) -> None:
+        """Without waiting. What is put while the socket closes is lost, as is what it is sending."""
+        if not self._frames:
+            self._outbox.add(self)
+        self._frames += (_header(len(payload)), payload)
+        self.held_bytes += len(payload)
+        if self.held_bytes >= MAX_HELD_BYTES:
+            self.has_room = False
+
+    def flush(self) -> None:
+        if self._frames and not self._is_closed and not self._transport.is_closing():
+            self._transport.write(b"".join(self._frames))
+        self._frames.clear()
+        self.held_bytes = 0
+        if not self.has_room:
+            self._look()
+
+    def pause(self) -> None:
+        """The transport holds enough."""
+        self._is_writable = self.has_room = False
+
+    def resume(self) -> None:
+        self._is_writable = True
+        self._look()
+
+    def close(self) -> None:
+        """Nothing more is sent; what waits to be sent is told."""
+        self._is_closed = True
+        self._frames.clear()
+        self._look()
+
+    def _look(self) -> None:
+        self.has_room = self._is_writable and not self._is_closed and self.held_bytes < MAX_HELD_BYTES
+        self._room.set()
+
+
+def _header(length: int) -> bytes:
+    """Of an unfragmented text frame from a server (RFC 6455, section 5.2)."""
+    if length < 126:
+        return bytes((0x81, length))
+    if length < 2**16:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")
