@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..kernels.choice import ROW_BUCKETS
 from .forward import Pass
 from .sizes import CHUNK_ROWS, Sizes
 
@@ -58,6 +59,11 @@ class Ladder:
                     yield self.size(rows, tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
         for rows in self._mixed:
             yield Pass(rows, self.token_buckets[0], FEW_CHUNKS, True, True)
+
+    def scored(self) -> Iterator[int]:
+        """Numbers of a prompt's tokens that are scored at a time, one for each kernel that may compute their logits."""
+        counts = {count for rows in ROW_BUCKETS for count in (rows, rows + 1)} | {self.max_samples}
+        return (count for count in sorted(counts) if count <= self.max_samples)
 
 
 def _least(buckets: tuple[int, ...], wanted: int) -> int:

@@ -229,8 +229,9 @@ class CudaStep:
         """One of each kind of work, for `Kernels.compile`, under which nothing is launched."""
         for size in sizes:
             hidden = forward.run(size)
-        samples = torch.zeros_like(hidden[:1]).expand(self._ladder.max_samples, -1)
-        forward.score_prompt(samples, 0, torch.zeros(len(samples), dtype=torch.int32, device=hidden.device))
+        tokens = torch.zeros(self._ladder.max_samples, dtype=torch.int32, device=hidden.device)
+        for count in self._ladder.scored():
+            forward.score_prompt(hidden[:1].expand(count, -1), 0, tokens[:count])
         self._sampling.forget(0)
         self._settle()
 

@@ -44,7 +44,10 @@ def passes(step: CudaStep) -> None:
                         cuts, full = kind
                         size = ladder.size(rows, tokens, chunks, cuts=cuts, full=full, fresh=tokens == 40)
                         assert isinstance(size, Pass)
-                        step._forward.run(size)
+                        hidden = step._forward.run(size)
+    for count in range(1, ladder.max_samples + 1):
+        tokens = torch.zeros(count, dtype=torch.int32)
+        step._forward.score_prompt(hidden[:1].expand(count, -1), 0, tokens)
 
 
 def main() -> None:

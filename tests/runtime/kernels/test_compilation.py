@@ -24,7 +24,12 @@ CARD = MadeFor("NVIDIA H100 80GB HBM3", (9, 0), "3.6.0", "2.9.1+cu128")
 
 
 def ran(script: str, cache: Path, *words: object) -> Any:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(SUPPORT / script), *map(str, words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
