@@ -39,10 +39,19 @@ static const bf16 *page_of(const struct view *view, int64_t position) {
     return view->layer->pool + page * 2 * view->dim * PAGE;
 }
 
+static void fetch(const bf16 *numbers, int64_t count) {
+    for (int64_t i = 0; i < count; i += 32)
+        _mm_prefetch(numbers + i, _MM_HINT_T0);
+}
+
 /* scores [ROWS, KEYS]: each query by the keys from position `at` on. */
 static void score(struct view *view, int64_t at, int64_t num_pages) {
+    int64_t half = view->dim * PAGE;
     for (int64_t i = 0; i < num_pages; i++) {
         const bf16 *keys = page_of(view, at + i * PAGE);
+        if (i + 1 < num_pages)
+            fetch(page_of(view, at + (i + 1) * PAGE), half);
+        fetch(keys + half, half);
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t d = 0; d < view->dim; d += 32) {

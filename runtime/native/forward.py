@@ -18,8 +18,8 @@ from ..model.layers import Layers, Packed, Weights, load_layers
 from ..steps.forward import Computed, Run, owners_of, positions_of, scrub_pages, tokens_of, zero_pages
 from ..steps.memory import PAGE_TOKENS, MemoryPlan
 from ..steps.slots import Int64s, Slots
-from . import packing
 from .library import library
+from .packing import Packer, tiled_bytes
 from .records import (
     ACTIVATIONS,
     BatchRecord,
@@ -67,17 +67,18 @@ class NativeForward:
         kernels = library().kernels
         assert kernels is not None
         self._kernels, self._model, self._slots = kernels, model, slots
-        self._layers = _widened(
-            load_layers(
-                model,
-                weights,
-                packing.pack_int8 if int8 else packing.pack,
-                torch.bfloat16,
-                plan.context,
-                packing.pack_rounded if int8 else None,
-                rope_dtype=torch.float32,
-            )
+        packer = Packer(tiled_bytes(model, 1 if int8 else 2))
+        pack, pack_rounded = (packer.pack_int8, packer.pack_rounded) if int8 else (packer.pack, None)
+        layers = load_layers(
+            model,
+            weights,
+            pack,
+            torch.bfloat16,
+            plan.context,
+            pack_rounded,
+            rope_dtype=torch.float32,
         )
+        self._layers = _widened(layers)
         numbers = 2 * model.num_kv_heads * PAGE_TOKENS * model.head_dim
         self._pools = [zero_pages(plan.num_pages, numbers, torch.bfloat16) for _ in range(model.num_layers)]
         self._record = _model_record(model, self._layers, self._pools, int8)

@@ -1,20 +1,21 @@
 #include "native.h"
 
 /* Rows that go through all panels of a task before the next ones do, so that they stay in the second-level cache. */
-enum { BLOCK = 32, STRIP = 256, AHEAD = 8192 };
+enum { BLOCK = 32, STRIP = 256, AHEAD = 1024 };
 
-/* Two tiles of inputs (16 rows each) by two tiles of weights (16 outputs each), summed over the inputs in order. */
+/* Two tiles of inputs (16 rows each) by two tiles of weights (16 outputs each), summed over the inputs in order. With
+ * each step `lines` lines of weights that are wanted later are asked for. */
 #define SUM(name, dot)                                                                                               \
     static inline __attribute__((always_inline)) void name(const char *rows, int64_t stride, const char *words,      \
-                                                           int64_t steps, int tall, int fetch, void *out) {          \
+                                                           int64_t steps, int tall, const char *later, int lines,    \
+                                                           void *out) {                                              \
         _tile_zero(0);                                                                                               \
         _tile_zero(1);                                                                                               \
         _tile_zero(2);                                                                                               \
         _tile_zero(3);                                                                                               \
         for (int64_t i = 0; i < steps; i++, rows += 64, words += 2048) {                                             \
-            if (fetch)                                                                                               \
-                for (int line = 0; line < 2048; line += 64)                                                          \
-                    _mm_prefetch(words + AHEAD + line, _MM_HINT_T1);                                                 \
+            for (int line = 0; line < lines; line++, later += 64)                                                    \
+                _mm_prefetch(later, _MM_HINT_T0);                                                                    \
             _tile_loadd(4, rows, stride);                                                                            \
             _tile_loadd(6, words, 64);                                                                               \
             _tile_loadd(7, words + 1024, 64);                                                                        \
@@ -34,20 +35,29 @@ enum { BLOCK = 32, STRIP = 256, AHEAD = 8192 };
 SUM(sum_bf16, _tile_dpbf16ps)
 SUM(sum_int8, _tile_dpbssd)
 
-/* Up to 32 rows from `row` on by one panel of 32 outputs, as floats [32, 32]. */
-static void block(const struct inputs *inputs, const struct linear *linear, int64_t row, int64_t count, int64_t panel,
-                  int fetch, float *out) {
-    int64_t bytes = linear->inputs * (inputs->peaks ? 1 : 2), steps = bytes / 64;
-    const char *rows = inputs->rows + row * inputs->stride, *words = linear->words;
-    words += panel * bytes * PANEL;
-    if (inputs->peaks && count > 16)
-        sum_int8(rows, inputs->stride, words, steps, 1, fetch, out);
+/* Where a block of rows stands: block `at` of the `count` that one panel is computed for. */
+struct turn {
+    int64_t row, rows, at, count;
+};
+
+/* Up to 32 rows by one panel of 32 outputs, as floats [32, 32]. Weights come from memory while others are computed
+ * with: a lone block asks for those a little ahead, several blocks in turns for the next panel. */
+static void block(const struct inputs *inputs, const struct linear *linear, const struct turn *turn, int64_t panel,
+                  float *out) {
+    int64_t bytes = linear->inputs * (inputs->peaks ? 1 : 2), steps = bytes / 64, stride = inputs->stride;
+    const char *rows = inputs->rows + turn->row * stride;
+    const char *words = (const char *)linear->words + panel * bytes * PANEL, *later = words + 1024;
+    int lines = (int)((32 + turn->count - 1) / turn->count);
+    if (turn->count > 1)
+        later = words + bytes * PANEL + turn->at * steps * lines * 64;
+    if (inputs->peaks && turn->rows > 16)
+        sum_int8(rows, stride, words, steps, 1, later, lines, out);
     else if (inputs->peaks)
-        sum_int8(rows, inputs->stride, words, steps, 0, fetch, out);
-    else if (count > 16)
-        sum_bf16(rows, inputs->stride, words, steps, 1, fetch, out);
+        sum_int8(rows, stride, words, steps, 0, later, lines, out);
+    else if (turn->rows > 16)
+        sum_bf16(rows, stride, words, steps, 1, later, lines, out);
     else
-        sum_bf16(rows, inputs->stride, words, steps, 0, fetch, out);
+        sum_bf16(rows, stride, words, steps, 0, later, lines, out);
 }
 
 /* Sixteen outputs of one row in their own unit, with the bias. */
@@ -82,25 +92,24 @@ struct product {
     int64_t rows, panels, gate; /* panels of results; 1: as many again hold what they are multiplied by */
 };
 
-static void compute(struct run *run, const struct product *product, int64_t row, int64_t count, int64_t panel,
-                    int fetch) {
+static void compute(struct run *run, const struct product *product, const struct turn *turn, int64_t panel) {
     const struct inputs *inputs = &run->inputs;
     const struct linear *linear = product->linear;
     enum activation activation = (enum activation)run->model->activation;
     _Alignas(64) float sums[BLOCK * PANEL], factors[BLOCK * PANEL];
     int64_t other = panel + product->panels, width = product->gate ? product->panels * PANEL : linear->outputs;
-    block(inputs, linear, row, count, panel, fetch, sums);
+    block(inputs, linear, turn, panel, sums);
     if (product->gate)
-        block(inputs, linear, row, count, other, fetch, factors);
-    for (int64_t i = 0; i < count; i++)
+        block(inputs, linear, turn, other, factors);
+    for (int64_t i = 0; i < turn->rows; i++)
         for (int half = 0; half < PANEL; half += 16) {
-            __m512 value = finish(inputs, linear, row + i, panel * PANEL + half, sums + i * PANEL + half);
+            int64_t row = turn->row + i, place = i * PANEL + half;
+            __m512 value = finish(inputs, linear, row, panel * PANEL + half, sums + place);
             if (product->kind == ACTIVATE)
                 value = activate(value, activation);
             if (product->gate)
-                value = _mm512_mul_ps(
-                    value, finish(inputs, linear, row + i, other * PANEL + half, factors + i * PANEL + half));
-            put(product->out + (row + i) * width, width, panel * PANEL + half, value, product->kind == ADD);
+                value = _mm512_mul_ps(value, finish(inputs, linear, row, other * PANEL + half, factors + place));
+            put(product->out + row * width, width, panel * PANEL + half, value, product->kind == ADD);
         }
 }
 
@@ -110,11 +119,13 @@ static void multiply(struct run *run, struct worker *worker, struct product prod
     int64_t strips = (product.rows + STRIP - 1) / STRIP;
     product.panels = panels;
     for (int64_t i = first_task(worker, strips * groups); i >= 0; i = next_task(worker)) {
-        int64_t first = i / groups * STRIP, stop = least(first + STRIP, product.rows);
+        int64_t first = i / groups * STRIP, rows = least(STRIP, product.rows - first), blocks = (rows + BLOCK - 1) / BLOCK;
         int64_t panel = i % groups * grain, end = least(panel + grain, panels);
         for (; panel < end; panel++)
-            for (int64_t row = first; row < stop; row += BLOCK)
-                compute(run, &product, row, least(BLOCK, stop - row), panel, row == first);
+            for (int64_t at = 0; at < blocks; at++) {
+                struct turn turn = {first + at * BLOCK, least(BLOCK, rows - at * BLOCK), at, blocks};
+                compute(run, &product, &turn, panel);
+            }
     }
 }
 
