@@ -23,7 +23,10 @@ MAX_OUTPUTS = 32
 
 
 class Portions:
-    """`post` may be called from any thread; the rest is the loop's. `take` is given the news, on the loop."""
+    """`post` may be called from any thread; the rest is the loop's. `take` is given the news, on the loop.
+
+    `_waiting` is the crossing: one side appends, the other takes from its front, and neither waits for the other.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[News], None]) -> None:
         self._loop = loop
@@ -33,15 +36,15 @@ class Portions:
 
     def post(self, news: News) -> bool:
         """False if the loop is closed: nobody is left to take it."""
+        self._waiting.append(news)
         try:
-            self._loop.call_soon_threadsafe(self._put, news)
+            self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:
             return False
         return True
 
-    def _put(self, news: News) -> None:
-        self._waiting.append(news)
-        if not self._parts:
+    def _wake(self) -> None:
+        if self._waiting and not self._parts:
             self._parts.extend(_portions(_gathered(self._waiting)))
             self._next()
 

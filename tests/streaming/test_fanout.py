@@ -63,3 +63,31 @@ async def test_one_write_a_step_for_sixteen_lanes(serving: Any, monkeypatch: pyt
         steps = served.engine.stats().steps
     assert sum(writes) > 2 * len(writes)
     assert len(writes) <= steps + 100
+
+
+async def test_a_loop_that_was_held_up_sends_what_waited_in_longer_deltas(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, wakes = asyncio.get_running_loop(), [0]
+    wake, fast = loop.call_soon_threadsafe, Reply(match="fast", text="0123456789" * 50, token_s=0.002)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        wakes[0] += 1
+        return wake(*arguments, **options)
+
+    async with serving(fast) as served:
+        async with connect(served.url.replace("http", "ws") + "/v1/responses", proxy=None) as ws:
+            await ws.send(json.dumps({"type": "response.create", "input": "fast"}))
+            frames = [json.loads(await ws.recv())]
+            while frames[-1]["type"] != "response.output_text.delta":
+                frames.append(json.loads(await ws.recv()))
+            monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+            while wakes[0] < 100:  # nothing else runs on this loop meanwhile
+                pass
+            while frames[-1]["type"] != "response.completed":
+                frames.append(json.loads(await ws.recv()))
+    deltas = [frame["delta"] for frame in frames if frame["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == fast.text
+    assert max(map(len, deltas)) >= 10 and len(deltas) <= 500 - 9
+    numbers = [frame["sequence_number"] for frame in frames]
+    assert numbers == sorted(set(numbers))
