@@ -16,7 +16,8 @@ import msgspec
 from .records import BatchRecord, ModelRecord
 
 FLAGS = frozenset("fma avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_tile amx_bf16 amx_int8".split())
-"""What the processor must have, as Linux names it; what pyproject.toml compiles for."""
+"""What the processor must have, as Linux names it: what setup.py compiles for."""
+PROCESSOR = Path("/proc/cpuinfo")
 
 
 class Library(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ def library() -> Library:
 
 def processor_flags() -> frozenset[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = PROCESSOR.read_text().splitlines()
     except OSError:
         return frozenset()
     return frozenset(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())

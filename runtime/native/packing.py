@@ -49,7 +49,9 @@ class Packer:
 
 def tiled(rows: Tensor) -> Tensor:
     """rows [out, in], bfloat16 or int8; gives 32-bit words [panels, steps, 2, 16, 16], to be stored in this order."""
-    rows = pad(rows, (0, -rows.size(1) % (LINE_BYTES // rows.itemsize), 0, -rows.size(0) % PANEL)).contiguous()
+    rows = pad(
+        rows, (0, -rows.size(1) % (LINE_BYTES // rows.itemsize), 0, -rows.size(0) % PANEL)
+    ).contiguous()
     words = rows.view(torch.int32).view(len(rows) // PANEL, 2, 16, -1, 16)
     return words.permute(0, 3, 1, 4, 2)
 
@@ -58,7 +60,12 @@ def tiled_bytes(model: ModelConfig, itemsize: int) -> int:
     """Of all linear layers."""
     hidden, inner = model.hidden_size, model.intermediate_size
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    matrices = [(heads + 2 * kv, hidden), (hidden, heads), (inner * (1 + model.gated_mlp), hidden), (hidden, inner)]
+    matrices = [
+        (heads + 2 * kv, hidden),
+        (hidden, heads),
+        (inner * (1 + model.gated_mlp), hidden),
+        (hidden, inner),
+    ]
     sizes = matrices * model.num_layers + [(model.vocab_size, hidden)]
     return sum(-(-rows // PANEL) * PANEL * columns * itemsize for rows, columns in sizes)
 

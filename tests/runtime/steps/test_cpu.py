@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import torch
 from step_driver import GREEDY, Driver, Row
@@ -24,8 +25,8 @@ CONFIG = EngineConfig(dtype="float32", max_rows=4, kv_cache_bytes=2**24, tune_pr
 POISON = 500
 
 
-@pytest.fixture(scope="module")
-def step() -> Iterator[Step]:
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def step(request: pytest.FixtureRequest) -> Iterator[Step]:
     """Any row that holds the token POISON computes NaNs."""
     weights = random_weights(MODEL)
     embedding = weights.tensors["model.embed_tokens.weight"].clone()
@@ -33,7 +34,8 @@ def step() -> Iterator[Step]:
     head = weights.tensors["model.embed_tokens.weight"]
     untied = small_llama(max_position=256, dtype="float32", tied_embeddings=False)
     tensors = {**weights.tensors, "model.embed_tokens.weight": embedding, "lm_head.weight": head}
-    opened = open_cpu_step(untied, TensorWeights(tensors), CONFIG)
+    config = msgspec.structs.replace(CONFIG, dtype=request.param)
+    opened = open_cpu_step(untied, TensorWeights(tensors), config)
     yield opened
     opened.close()
 
