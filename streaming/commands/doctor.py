@@ -99,6 +99,9 @@ def _on_cpu(machine: Machine) -> Iterator[Finding]:
     told = f"the CPU, {machine.num_cores} cores, {machine.cpu}; torch finds no NVIDIA card"
     yield Finding("ok", "device", told)
     yield Finding("ok", "memory", f"{machine.free_bytes / GIB:.1f} GiB free")
+    reason = machine.without_own_kernels
+    told = "compute the whole step, in bfloat16 and int8" if reason is None else f"torch computes: {reason}"
+    yield Finding("ok" if reason is None else "note", "own kernels", told)
     computed = "bfloat16, by oneDNN" if machine.has_bfloat16 else "float32: oneDNN has no bfloat16 here"
     yield Finding("ok" if machine.has_bfloat16 else "note", "linear layers", computed)
     served = "--quantize int8" if machine.has_int8 else "needs oneDNN and a CPU with VNNI"

@@ -44,6 +44,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     has_bfloat16: bool = False
     """By oneDNN; else the CPU computes in float32."""
     has_int8: bool = False
+    without_own_kernels: str | None = None
+    """Why torch computes what they could; None: they do."""
     num_cores: int = 1
     free_bytes: int = 0
     compiler: str | None = None
@@ -74,6 +76,7 @@ def _with_torch(machine: Machine, root: Path) -> Machine:
     with short_spins():
         import torch
 
+    from ...runtime.native.library import library
     from ...runtime.steps.memory import free_memory
 
     cpu: Any = torch.cpu
@@ -86,6 +89,7 @@ def _with_torch(machine: Machine, root: Path) -> Machine:
         cpu=torch.backends.cpu.get_cpu_capability(),
         has_bfloat16=has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         has_int8=has_onednn and bool(cpu._is_vnni_supported()),
+        without_own_kernels=library().reason or None,
         free_bytes=free_memory(),
     )
 

@@ -58,6 +58,8 @@ def test_a_sound_card_has_no_complaint() -> None:
         ({"torch": None}, "torch", "FAIL", "not installed"),
         (CPU, "device", "ok", "the CPU, 16 cores, AVX512; torch finds no NVIDIA card"),
         ({"card": None, "triton": None}, "triton", "FAIL", "pip install triton"),
+        (CPU, "own kernels", "ok", "compute the whole step"),
+        (CPU | {"without_own_kernels": "no amx_tile"}, "own kernels", "note", "torch computes: no amx_tile"),
         (CPU | {"has_bfloat16": False}, "linear layers", "note", "float32"),
         (CPU | {"has_int8": False, "compiler": None}, "int8", "note", "VNNI"),
     ],
