@@ -10,6 +10,7 @@ from ..runtime.config import EngineConfig
 from ..runtime.model.config import ModelConfig
 from ..runtime.model.layers import Weights, load_layers
 from ..runtime.model.program import Program
+from ..runtime.native.forward import why_not
 from ..runtime.process import num_cores
 from ..runtime.steps.kernels import choose_kernels, model_tile
 from ..runtime.steps.machine_tiles import tile_choice
@@ -22,9 +23,11 @@ CONTEXT = 32
 
 def tiles_here(model: ModelConfig, weights: Weights, limits: Limits) -> tuple[TileChoice, ...]:
     """For the CPU, with as many threads as serving takes and as many as a chat takes. Of the layers only the first is
-    read, and the output layer."""
+    read, and the output layer. None where own kernels compute, which need no trial."""
     one_layer = msgspec.structs.replace(model, num_layers=1, sliding_layers=None)
     kernels = choose_kernels(model, EngineConfig(device="cpu"))
+    if why_not(model, kernels.dtype) is None:
+        return ()
     most = limits.max_batch_tokens or Capacity(num_pages=1, page_size=1, max_rows=1).max_batch_tokens
     before = torch.get_num_threads()
     choices = []

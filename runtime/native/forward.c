@@ -7,8 +7,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
 enum { LOOPS_PER_LAYER = 10, LOOPS_AROUND = 5, REQUEST_TILES = 0x1023, TILE_DATA = 18 };
 
 /* Every tile is 16 rows of 64 bytes; the setting is the calling thread's. */

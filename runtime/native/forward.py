@@ -67,7 +67,7 @@ class NativeForward:
         kernels = library().kernels
         assert kernels is not None
         self._kernels, self._model, self._slots = kernels, model, slots
-        packer = Packer(tiled_bytes(model, 1 if int8 else 2))
+        packer = Packer(kernels, tiled_bytes(model, 1 if int8 else 2))
         pack, pack_rounded = (packer.pack_int8, packer.pack_rounded) if int8 else (packer.pack, None)
         layers = load_layers(
             model,

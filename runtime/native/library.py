@@ -57,6 +57,7 @@ def processor_flags() -> frozenset[str]:
 def _declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
     signatures = {
         "tiles": (c_int, []),
+        "pack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
         "open": (c_void_p, [POINTER(ModelRecord), c_int]),
         "close": (None, [c_void_p]),
         "forward": (c_int, [c_void_p, POINTER(BatchRecord)]),

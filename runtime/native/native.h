@@ -10,6 +10,8 @@
 
 #include "team.h"
 
+#define EXPORT __attribute__((visibility("default")))
+
 typedef uint16_t bf16;
 
 enum { PANEL = 32, PAGE = 32 };

@@ -2,10 +2,12 @@
 
 A tile holds 16 outputs: 16 lines of 64 bytes, and in each line one 32-bit word of every output (two bfloat16 or four
 int8 of neighbouring inputs). Two tiles, of 32 outputs, follow each other for every 64 bytes of inputs, then come the
-next inputs of the same outputs, then the next 32 outputs. What is missing at the end is filled up with zeros.
+next inputs of the same outputs, then the next 32 outputs. Outputs that are missing at the end are zeros.
 """
 
 from __future__ import annotations
+
+from ctypes import CDLL
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ class Packer:
     """Packs the layers of one model, one after the other into one array: numpy asks for huge pages, and reading
     weights through small ones takes a third longer."""
 
-    def __init__(self, num_bytes: int) -> None:
-        self._free = torch.from_numpy(np.empty(num_bytes, dtype=np.uint8)).view(torch.int32)
+    def __init__(self, kernels: CDLL, num_bytes: int) -> None:
+        self._kernels = kernels
+        space = torch.from_numpy(np.empty(num_bytes + LINE_BYTES, dtype=np.uint8))
+        self._free = space[-space.data_ptr() % LINE_BYTES :]
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """weight [out, in], computed with in bfloat16."""
@@ -42,18 +46,13 @@ class Packer:
         return layer if bias is None else layer | {"bias": filled(bias)}
 
     def _placed(self, rows: Tensor) -> Tensor:
-        words = tiled(rows)
-        placed, self._free = self._free[: words.numel()], self._free[words.numel() :]
-        return placed.view(words.shape).copy_(words)
-
-
-def tiled(rows: Tensor) -> Tensor:
-    """rows [out, in], bfloat16 or int8; gives 32-bit words [panels, steps, 2, 16, 16], to be stored in this order."""
-    rows = pad(
-        rows, (0, -rows.size(1) % (LINE_BYTES // rows.itemsize), 0, -rows.size(0) % PANEL)
-    ).contiguous()
-    words = rows.view(torch.int32).view(len(rows) // PANEL, 2, 16, -1, 16)
-    return words.permute(0, 3, 1, 4, 2)
+        """rows [out, in], bfloat16 or int8; gives the bytes of its tiles."""
+        rows, (num_rows, row_bytes) = rows.contiguous(), (len(rows), rows.size(1) * rows.itemsize)
+        assert row_bytes % LINE_BYTES == 0
+        size = -(-num_rows // PANEL) * PANEL * row_bytes
+        placed, self._free = self._free[:size], self._free[size:]
+        self._kernels.jitney_pack(rows.data_ptr(), num_rows, row_bytes, placed.data_ptr())
+        return placed
 
 
 def tiled_bytes(model: ModelConfig, itemsize: int) -> int:
