@@ -38,9 +38,9 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
     for i, row in enumerate(rows):
         if is_adjusted(row.sampling, len(row.tokens) - row.prompt_len):
             adjust(logits[i], row.sampling, row.tokens, row.prompt_len)
-    peaks = logits.amax(1).tolist()
-    errors = [_fault(peak) for peak in peaks]
-    tokens = _tokens(logits, rows, errors)
+    peaks, likeliest = logits.max(1)
+    errors = [_fault(peak) for peak in peaks.tolist()]
+    tokens = _tokens(logits, rows, errors, likeliest.tolist())
     return [
         Drawn(error=errors[i])
         if errors[i]
@@ -80,14 +80,10 @@ def _fault(peak: float) -> str | None:
     return None
 
 
-def _tokens(logits: Tensor, rows: Sequence[Row], errors: Sequence[str | None]) -> list[int]:
-    greedy = [i for i, row in enumerate(rows) if not errors[i] and row.sampling.temperature == 0]
+def _tokens(
+    logits: Tensor, rows: Sequence[Row], errors: Sequence[str | None], likeliest: list[int]
+) -> list[int]:
     random = [i for i, row in enumerate(rows) if not errors[i] and row.sampling.temperature > 0]
-    tokens = [0] * len(rows)
-    if greedy:
-        picked = logits if len(greedy) == len(rows) else logits[greedy]
-        for i, token in zip(greedy, picked.argmax(1).tolist(), strict=True):
-            tokens[i] = token
     if random:
         picked = logits if len(random) == len(rows) else logits[random]
         samplings = [_decayed(rows[i]) for i in random]
@@ -95,5 +91,5 @@ def _tokens(logits: Tensor, rows: Sequence[Row], errors: Sequence[str | None]) -
             uniform(rows[i].sampling.seed, rows[i].sampling.choice, len(rows[i].tokens)) for i in random
         ]
         for i, token in zip(random, draw(picked, samplings, points), strict=True):
-            tokens[i] = token
-    return tokens
+            likeliest[i] = token
+    return likeliest
