@@ -7,7 +7,8 @@ ready-made text of 173 bytes to each socket: `wire` through `jitney.streaming.wi
 uvicorn, `websockets` on the library alone. Clients are a process of their own that reads and throws away. Prints, for
 the server's loop thread, CPU per message, CPU of one turn of the loop (what a timer waits for at most where no other
 program wants the core), and how late a timer of 5 ms fires; for `jitney` also the calls of `call_soon_threadsafe`
-beside the steps.
+beside the steps, the writes to sockets (fewer than tokens where the loop lags), and how late the worker's thread is
+back at work after a sleep: the system's own delay of a sleep, and the wait for the interpreter.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from jitney.runtime import DynamicEngine, EngineConfig
 from jitney.runtime.batch import Batch, Capacity, Decoded, Outcomes, RowOutcome
 from jitney.runtime.testing import Script, ScriptedBackend
 from jitney.streaming import create_app
+from jitney.streaming.line import Outbox
 from jitney.streaming.serve import serve
 from jitney.streaming.wire import FrameProtocol, frame_sender
 
@@ -47,6 +49,7 @@ class PacedStep:
 
     def __init__(self, capacity: Capacity, rate: float) -> None:
         self.capacity = capacity
+        self.lates: list[float] = []
         self._period_s = 1 / rate
         self._next = time.monotonic()
 
@@ -56,6 +59,7 @@ class PacedStep:
     def collect(self, ticket: Any) -> Outcomes:
         self._next = max(self._next + self._period_s, time.monotonic())
         time.sleep(max(0.0, self._next - time.monotonic()))
+        self.lates.append(time.monotonic() - self._next)
         filled = [RowOutcome(chunk.slot, (97,)) for chunk in ticket.chunks if chunk.samples]
         return [*filled, Decoded(ticket.decodes, [97] * len(ticket.decodes))]
 
@@ -72,7 +76,8 @@ class PacedBackend(ScriptedBackend):
         self._rows, self._rate = rows, rate
 
     def open_step(self, config: EngineConfig) -> Any:
-        return PacedStep(Capacity(self._rows * 100, 1024, self._rows), self._rate)
+        self.step = PacedStep(Capacity(self._rows * 100, 1024, self._rows), self._rate)
+        return self.step
 
 
 class Meter:
@@ -143,12 +148,23 @@ async def jitney(args: argparse.Namespace) -> None:
         clients = drain(url, args.sockets, create=True)
         await until(lambda: engine.stats().running == args.sockets)
         await asyncio.sleep(0.5)
+        writes, flush = [0], Outbox._flush
+
+        def counting(outbox: Outbox) -> None:
+            writes[0] += len(outbox._due)
+            flush(outbox)
+
+        Outbox._flush = counting  # type: ignore[method-assign]  # writes are counted there
         meter, before, woken = Meter(), engine.stats(), wakes[0]
+        backend.step.lates.clear()
         await meter.run(args.seconds)
         after = engine.stats()
         steps = after.steps - before.steps
         messages = after.generated_tokens - before.generated_tokens
-        meter.report("jitney", messages, f"{wakes[0] - woken} wake-ups in {steps} steps")
+        lates = sorted(backend.step.lates)
+        p50, p99 = (1e6 * lates[int(len(lates) * q)] for q in (0.5, 0.99))
+        said = f"{wakes[0] - woken} wake-ups in {steps} steps; {writes[0]} writes; "
+        meter.report("jitney", messages, said + f"worker late p50 {p50:.0f} us, p99 {p99:.0f} us")
         clients.kill()
         running.cancel()
         await asyncio.wait({running})
