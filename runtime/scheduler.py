@@ -25,9 +25,9 @@ from .roster import BY_ORDER, Roster
 from .seating import Seating
 from .sequence import Sequence
 
-EAGERNESS, CROWD = 16, 64
-"""A launch takes twice as many prompt tokens beside decoding rows when a 16th as many rows as decode (or as a crowd of
-64) are held up: one long prompt hardly slows the others, a full waiting room is emptied soon."""
+DRAIN, CROWD = 32, 8
+"""Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace; unless more
+rows wait than decode, and than a crowd: then the many go first."""
 
 Grown = list[tuple[int, tuple[int, ...]]]
 Tokens = abc.Sequence[int]
@@ -126,20 +126,16 @@ class Scheduler:
         return woken
 
     def _chunk_budget(self, decoding: int, filling: list[Sequence]) -> int:
-        """Prompt tokens of a launch with `decoding` rows that decode and those of `filling`, which do not yet. Beside
-        decoding rows they are few, so that those keep their pace, but the more rows wait for each that decodes, the
-        more; at least a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
+        """Prompt tokens of a launch with `decoding` rows that decode and those of `filling`, which do not yet: at least
+        a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
         budget = self._max_tokens - decoding
-        if decoding:
-            held_up = len(filling) + len(self._roster.waiting)
-            eagerness = 1 + held_up / (max(decoding, CROWD) / EAGERNESS)
-            budget = min(budget, int(self._mixed_tokens * eagerness))
+        left = sum(len(row.tokens) - row.planned for row in filling)
+        waiting = self._roster.waiting
+        if decoding and len(filling) + len(waiting) <= max(decoding, CROWD):
+            backlog = left + sum(len(row.tokens) for row in waiting)
+            budget = min(budget, max(self._mixed_tokens, backlog // DRAIN))
         buckets = self.capacity.token_buckets
-        if (
-            buckets
-            and budget < buckets[-1]
-            and sum(len(row.tokens) - row.planned for row in filling) > budget
-        ):
+        if buckets and budget < buckets[-1] and left > budget:
             budget = max((bucket for bucket in buckets if bucket <= budget), default=budget)
         return max(budget, self.capacity.page_size)
 

@@ -355,3 +355,34 @@ def test_a_cut_prompt_fills_a_bucket_and_the_last_of_it_what_it_needs() -> None:
     capacity = Capacity(40, 4, 4, max_batch_tokens=15, mixed_tokens=15, token_buckets=(4, 8, 16))
     assert sizes_of_chunks(capacity, request("a", prompt=27, tokens=1)) == [8, 8, 11]
     assert sizes_of_chunks(capacity, request("a", prompt=15, tokens=1)) == [15]
+
+
+def decoding(made: Scheduler, count: int) -> None:
+    for index in range(count):
+        made.add(request(f"decodes {index}", prompt=4, tokens=200))
+    while len((batch := made.plan() or Batch(0, (), (), (), ())).decodes) < count:
+        made.commit(outcomes(batch))
+    made.commit(outcomes(batch))
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "chunk"), [(10, 10, 8), (10, 11, 90), (2, 8, 8), (2, 9, 98), (10, 1, 8)]
+)
+def test_prompts_are_spread_out_unless_more_rows_wait_than_decode(
+    rows: int, prompts: int, chunk: int
+) -> None:
+    made = Scheduler(Capacity(4000, 4, 40, max_batch_tokens=100, mixed_tokens=8), prefix_cache=False)
+    decoding(made, rows)
+    for index in range(prompts):
+        made.add(request(f"waits {index}", prompt=20, tokens=1))
+    batch = made.plan()
+    assert batch is not None and sum(part.count for part in batch.chunks) == chunk
+
+
+def test_a_large_backlog_takes_a_32nd_of_itself_a_launch() -> None:
+    made = Scheduler(Capacity(4000, 4, 40, max_batch_tokens=1000, mixed_tokens=8), prefix_cache=False)
+    decoding(made, 10)
+    for index in range(10):
+        made.add(request(f"waits {index}", prompt=128, tokens=1))
+    batch = made.plan()
+    assert batch is not None and sum(part.count for part in batch.chunks) == 10 * 128 // 32
