@@ -227,9 +227,12 @@ def _load(
             weights.device = str(device)
         elif device.type == "cuda" and isinstance(weights, PlacedWeights):
             weights = stack.enter_context(StreamedWeights(weights, CardCopies(device)))
-        return load_layers(
+        layers = load_layers(
             model, weights, pack, dtype, sizes.context, device=device, rope_dtype=torch.float32
         )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what narrowing wanted for a moment is not in the plan
+    return layers
 
 
 def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -17,10 +17,10 @@ from jitney.runtime.kernels.weight import Weight, product_reference, quantize_fp
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-K, N = 96, 48
+K, N = 192, 48
 
 GEMV = Choice("gemv", block_n=8, block_k=64, warps=2, fuses_norm=True)
-RESIDENT = Choice("resident", block_n=16, block_k=64, splits=2, warps=2, rows=16, fuses_norm=True)
+RESIDENT = Choice("resident", block_n=16, block_k=128, splits=2, warps=2, rows=16, fuses_norm=True)
 NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
 SPLIT = Choice("product", block_n=32, block_k=32, splits=2, stages=2, rows=16)
