@@ -2,22 +2,24 @@
 
 The log is read from its beginning, so that a page that resumes gets the whole answer. Two tasks send for a reader,
 the one that follows the log and the one that fills silence; a lock keeps the frames in the order of their numbers.
+While neither has anything to send, a delta goes to the socket as it is appended to the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from uuid import uuid4
 
 from ..runtime.backend import Tokenizer
-from ..runtime.log import merged
+from ..runtime.events import Event
+from ..runtime.log import Log, merged
 from .conversation import answer_splitter
 from .entry import Entry
 from .principal import Principal
 from .protocols.errors import Refused
 from .protocols.ui_session import Request, Send
+from .wire import FrameSender
 
 Put = Callable[[bytes], Awaitable[None]]
 
@@ -32,13 +34,17 @@ class ChatEntry(Entry):
 
 
 class ChatReader:
-    """`put` sends a frame, and waits while the client lags."""
+    """`put` sends a frame over `sender`, and waits while the client lags."""
 
-    def __init__(self, request: Request, entry: Entry, tokenizer: Tokenizer, put: Put) -> None:
+    def __init__(
+        self, request: Request, entry: Entry, tokenizer: Tokenizer, put: Put, sender: FrameSender
+    ) -> None:
         self.entry = entry
         self._request = request
         self._tokenizer = tokenizer
         self._put = put
+        self._sender = sender
+        self._cursor = 0
         self._order = asyncio.Lock()
         self._has_begun = False
         self._was_silent = False
@@ -62,16 +68,35 @@ class ChatReader:
 
     async def _replay(self) -> None:
         chunks, entry = self._request.chunks, self.entry
-        if await entry.begun() is not None:
-            split = answer_splitter(entry, self._tokenizer)
-            sent_as = entry.sent_as if isinstance(entry, ChatEntry) else ""
-            await self._put_all(chunks.begin(entry.id, split, sent_as=sent_as, created_at=entry.created_at))
-            self._has_begun = True
-        async with aclosing(entry.batches()) as batches:
-            async for batch in batches:
-                async with self._order:
-                    for event in merged(batch):
-                        await self._put_all(chunks.feed(event))
+        response = await entry.begun()
+        if response is None:
+            await self._put_all(chunks.feed(entry.stillborn()))
+            return
+        split = answer_splitter(entry, self._tokenizer)
+        sent_as = entry.sent_as if isinstance(entry, ChatEntry) else ""
+        await self._put_all(chunks.begin(entry.id, split, sent_as=sent_as, created_at=entry.created_at))
+        self._has_begun = True
+        while not chunks.is_done:
+            await self._tell_news(response.log)
+
+    async def _tell_news(self, log: Log) -> None:
+        if log.last_seq == self._cursor:
+            await log.news(self._take)
+        async with self._order:
+            news = log.read(self._cursor)
+            self._cursor = news[-1].seq
+            for event in merged(news):
+                await self._put_all(self._request.chunks.feed(event))
+
+    def _take(self, event: Event) -> bool:
+        """An entry, as it is appended to the log."""
+        if event.kind != "delta" or self._order.locked() or not self._sender.has_room:
+            return False
+        self._was_silent = False
+        self._cursor = event.seq
+        for frame in self._request.chunks.feed(event):
+            self._sender.put_frame(frame)
+        return True
 
     async def _put_all(self, frames: Sequence[bytes]) -> None:
         self._was_silent = False

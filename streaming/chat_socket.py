@@ -108,7 +108,8 @@ class ChatSocket:
         self._num_unread -= 1
 
     def _follow(self, request: Request, entry: Entry, *first: bytes) -> None:
-        reader, scope = ChatReader(request, entry, self._tokenizer, self._send), anyio.CancelScope()
+        reader = ChatReader(request, entry, self._tokenizer, self._send, self._sender)
+        scope = anyio.CancelScope()
         self._readers[request.id] = reader, scope
         self._tasks.start_soon(self._tell, request, reader, scope, first)
 

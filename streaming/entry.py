@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from time import time
 
 from ..runtime.backend import Message
@@ -80,16 +80,6 @@ class Entry:
         if self.refused is not None:
             raise Refused(self.refused)
         return self.response
-
-    async def batches(self, after: int = 0) -> AsyncGenerator[list[Event]]:
-        """What is new in the log behind `after`, as often as there is anything, to the `done` event. Nothing is
-        merged. Raises `Refused` if it was refused."""
-        response = await self.begun()
-        if response is None:
-            yield [self.stillborn()]
-            return
-        async for batch in response.log.batches(after):
-            yield batch
 
     def stillborn(self) -> Event:
         """The one event of an answer that was cancelled, or late, before the engine had it."""

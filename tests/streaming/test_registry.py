@@ -27,8 +27,10 @@ def entry(name: str, policy: OnDisconnect = FINISH, principal: Principal = ANONY
 
 async def read_a_little(registry: Registry, answer: Entry) -> None:
     with registry.reading(answer):
-        async for _ in answer.batches():
-            return
+        response = await answer.begun()
+        assert response is not None
+        while not response.log.last_seq:
+            await response.log.news()
 
 
 @pytest.mark.parametrize(("policy", "status"), [(CANCEL, "cancelled"), (FINISH, "length")])
@@ -147,7 +149,7 @@ def test_what_the_engine_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         registry: Registry = app.state.service.registry
         answer = entry("a")
-        told = asyncio.ensure_future(anext(answer.batches()))
+        told = asyncio.ensure_future(answer.begun())
         with pytest.raises(QueueFull):
             await registry.submit(answer, *[LONG] * 9)
         with pytest.raises(Refused) as refused:
@@ -186,7 +188,8 @@ def test_a_stillborn_answer_still_has_one_end(monkeypatch: pytest.MonkeyPatch) -
         registry: Registry = app.state.service.registry
         answer = registry.open(entry("a"))
         registry.cancel(ANONYMOUS, "a")
-        ((event,),) = [batch async for batch in answer.batches()]
+        assert await answer.begun() is None
+        event = answer.stillborn()
         assert (event.kind, event.finish_reason) == ("done", "cancelled")
 
     simulate(monkeypatch, body)
