@@ -185,7 +185,7 @@ class Dispatcher:
         count = len(told.tokens) if isinstance(told, Output) else 1
         if count:
             self._generated_tokens += count
-            self._queue.charge(response.user, count)
+            self._queue.charge(response.request.user, count)
             for observer in self._observers:
                 observer.advanced(response, count)
         if response.log.is_sealed:

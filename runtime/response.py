@@ -25,7 +25,7 @@ class Choice:
     """One choice's text so far: what may be shown, and what is held back."""
 
     __slots__ = (
-        "_detokenizer", "_interval", "_logprobs", "_params", "_shows", "_stops", "_text", "_tokenizer", "_tokens",
+        "_detokenizer", "_logprobs", "_params", "_stops", "_text", "_tokenizer", "_tokens",
         "finish_reason", "index", "matched", "num_tokens",
     )  # fmt: skip
 
@@ -35,8 +35,6 @@ class Choice:
         self.matched: str | int | None = None
         self.num_tokens = 0
         self._params = params
-        self._shows = params.detokenize
-        self._interval = params.stream_interval
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
         self._stops: StopMatcher | None = None
@@ -60,7 +58,7 @@ class Choice:
         """One more token; its text is not shown if it is an end id that stays hidden."""
         self._tokens.append(token)
         self.num_tokens += 1
-        if shows and self._shows:
+        if shows and self._params.detokenize:
             self._show((self._detokenizer or self._take_out()).push((token,)))
 
     def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
@@ -74,7 +72,7 @@ class Choice:
     @property
     def is_due(self) -> bool:
         """Whether enough is new for a delta."""
-        return len(self._tokens) >= self._interval
+        return len(self._tokens) >= self._params.stream_interval
 
     def collect(self) -> tuple[int, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None]:
         """What is new, as an event's fields: `index`, `text`, `token_ids` and `logprobs`."""
@@ -112,15 +110,13 @@ class Choice:
 
 
 class Response:
-    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like.
-
-    `gap_s` is the time between its last two deliveries of tokens, of whichever choices; None up to the first.
-    """
+    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like. `gap_s`
+    is the time between its last two deliveries of tokens, of whichever choices; None up to the first."""
 
     __slots__ = (
         "_cached_tokens", "_cancel", "_choices", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
         "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "gap_s", "id",
-        "log", "params", "request", "user", "when_forgotten",
+        "log", "params", "request", "when_forgotten",
     )  # fmt: skip
 
     def __init__(
@@ -134,7 +130,6 @@ class Response:
         forget: Callable[[str], bool] = lambda response_id: False,
     ) -> None:
         self.id = request.id
-        self.user = request.user
         self.request = request
         self.params = params
         self.log = Log()
