@@ -29,15 +29,7 @@ from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .dependent import can_depend
 from .paging import LayerCache, Rotary
 from .rope_write import paired, quantized, turned
-from .workspace import (
-    FEW_ROWS,
-    allocated,
-    for_decode_attention,
-    group_rows,
-    most_programs,
-    padded_dim,
-    spread,
-)
+from .workspace import allocated, for_decode_attention, group_rows, most_programs, padded_dim, spread
 
 
 @triton.jit
@@ -237,8 +229,7 @@ def decode_attention_kernel(
 class DecodeAttention:
     """The launches and what they work in, allocated once for batches of up to `max_rows`; one for all layers, whose
     launches follow each other on one stream. `stored` is the type of the pool, `windows` are those of the model's
-    layers (None: none). As many programs run as fill the device's
-    `processors` (None: what it says), or `programs`."""
+    layers (None: none). As many programs run as fill the device's `processors` (None: what it says), or `programs`."""
 
     def __init__(
         self,
@@ -291,7 +282,7 @@ class DecodeAttention:
         positions are those of the plan. With `window`, a row sees the last `window` positions, its own among them.
         Rows of the idle slot leave everything as it is, their row of `out` too."""
         plan, how = self._plans[window], spread(qkv.shape[0], self._line_bytes)
-        pdl = self._pdl and qkv.shape[0] <= FEW_ROWS
+        pdl = self._pdl and how.early
         decode_attention_kernel[(plan.programs,)](
             qkv, slots, positions, rotary.cos, rotary.sin, rotary.norm, rotary.eps,
             cache.tables, cache.pool, cache.k_scale, cache.v_scale, out,

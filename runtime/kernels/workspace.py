@@ -134,19 +134,20 @@ def for_gathered(max_tokens: int, max_rows: int) -> dict[str, Buffer]:
 
 
 class Spread(NamedTuple):
-    """How programs fill a device: how many run on a multiprocessor, their warps, and the registers of a thread where
-    they must be held down for that."""
+    """How programs fill a device: how many run on a multiprocessor, their warps, the registers of a thread where they
+    must be held down for that, and whether they begin before the kernel before them has ended."""
 
     programs: int
     warps: int
     registers: int | None = None
+    early: bool = False
 
 
 def spread(rows: int, line_bytes: int) -> Spread:
     """For a batch of rows, whose keys are of so many bytes a head. Measured on an H100: with few rows the parts'
     combination is what counts, and with many the pages that are in flight."""
     if rows <= FEW_ROWS:
-        return Spread(2, 2) if line_bytes <= 128 else Spread(1, 4)
+        return Spread(2, 2, early=True) if line_bytes <= 128 else Spread(1, 4, early=True)
     return Spread(3, 4, 168) if line_bytes <= 128 else Spread(2, 4)
 
 
