@@ -250,6 +250,7 @@ class Dispatcher:
         response = self._responses.pop(response_id)
         if response.request.pin:
             self._inbox.put(Unpin(response_id))
+        response.is_forgotten = True
         if response.when_forgotten is not None:
             response.when_forgotten()
 

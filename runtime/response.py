@@ -116,7 +116,7 @@ class Response:
     __slots__ = (
         "_cached_tokens", "_cancel", "_choices", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
         "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "gap_s", "id",
-        "log", "params", "request", "when_forgotten",
+        "is_forgotten", "log", "params", "request", "when_forgotten",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +141,7 @@ class Response:
         self._forget = forget
         self.when_forgotten: Callable[[], None] | None = None
         """Called when the engine no longer keeps it: set by whoever else holds on to it."""
+        self.is_forgotten = False
         self._cached_tokens = self._prefilled = 0
         self._queued_s: float | None = None
         self._first_token_s: float | None = None

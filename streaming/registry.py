@@ -84,6 +84,8 @@ class Registry:
             raise
         entry.settle(responses)
         responses[-1].when_forgotten = lambda: self._expire(entry)  # the first may be forgotten by now
+        if responses[-1].is_forgotten:  # it was late, and kept for no time at all
+            self._expire(entry)
         if entry.is_cancelled:  # while it was being tokenised
             entry.cancel()
 

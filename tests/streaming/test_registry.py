@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,3 +231,15 @@ def test_the_first_of_several_prompts_may_be_forgotten_before_the_last_begins(
             registry.find(ANONYMOUS, "a")
 
     simulate(monkeypatch, body, keep_finished_s=60)
+
+
+async def test_an_answer_that_the_engine_kept_for_no_time_is_gone_at_once() -> None:
+    async def submit(generate: Generate, principal: Any, name: str) -> Any:
+        return SimpleNamespace(id=name, done=True, is_forgotten=True, when_forgotten=None)
+
+    registry = Registry(submit, lambda: "m")
+    await registry.submit(entry("a"), LONG)
+    assert not registry._entries
+    with pytest.raises(Refused) as refused:
+        registry.find(ANONYMOUS, "a")
+    assert refused.value.refusal.status == 409
