@@ -7,7 +7,7 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -54,14 +54,24 @@ TOLD_GRAPHS = 10
 INTERPRETED_PROCESSORS = 2
 """What Triton's interpreter is taken to have: every program costs it time."""
 
+KvScales = Sequence[tuple[float, float]]
+
 logger = logging.getLogger("jitney")
 
 
+def has_fp8() -> bool:
+    return torch.cuda.get_device_capability() >= FP8_CAPABILITY
+
+
 def open_cuda_step(
-    model: ModelConfig, weights: Weights, config: EngineConfig, kernels: Kernels | None = None
+    model: ModelConfig,
+    weights: Weights,
+    config: EngineConfig,
+    kernels: Kernels | None = None,
+    kv_scales: KvScales = (),
 ) -> Step:
     """Plan the memory, then load the weights, compile the kernels and capture what decoding needs. `kernels`: with what
-    was brought for this card.
+    was brought for this card. `kv_scales`: by layer, of keys and values in 8 bits (none: 1).
 
     Raises `CannotServe` where a context does not fit, `ModelError` where a tensor is missing or misshapen,
     `InvalidField` where the card lacks what is asked.
@@ -82,7 +92,7 @@ def open_cuda_step(
     kernels.choices = kernels.choices or load_choices(
         choices_file(cache_root(), torch.cuda.get_device_name())
     )
-    return build_step(model, weights, config, plan, dtype, device, kernels=kernels)
+    return build_step(model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales)
 
 
 def build_step(
@@ -95,6 +105,7 @@ def build_step(
     *,
     naive: bool = False,
     kernels: Kernels | None = None,
+    kv_scales: KvScales = (),
 ) -> CudaStep:
     """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch. `kernels` None: each is
     compiled when it is first launched."""
@@ -112,7 +123,9 @@ def build_step(
         if naive:
             ops = NaiveOps(model, layers, pools, state.tables)
         else:
-            caches = [LayerCache(pool, state.tables) for pool in pools]
+            is_narrow = kv_dtype == torch.float8_e4m3fn and kv_scales
+            scales = kv_scales if is_narrow else [(1.0, 1.0)] * len(pools)
+            caches = [LayerCache(pool, state.tables, *pair) for pool, pair in zip(pools, scales, strict=True)]
             ops = _kernels(model, layers, caches, sizes, config, kernels.choices if kernels else {})
         outbox = Outbox(sizes.max_samples, device)
         slotwise = Slotwise(
@@ -228,8 +241,9 @@ def _load(
         elif device.type == "cuda" and isinstance(weights, PlacedWeights):
             weights = stack.enter_context(StreamedWeights(weights, CardCopies(device)))
         layers = load_layers(
-            model, weights, pack, dtype, sizes.context, device=device, rope_dtype=torch.float32
-        )
+            model, weights, pack, dtype, sizes.context, _pack_stored if pack is _pack_fp8 else None,
+            rounded_kind="F8_E4M3", device=device, rope_dtype=torch.float32,
+        )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what narrowing wanted for a moment is not in the plan
     return layers
@@ -241,6 +255,12 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Te
 
 def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
     values, scale = quantize_fp8(weight)
+    return {**_pack(values, bias), "scale": scale}
+
+
+def _pack_stored(
+    values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
     return {**_pack(values, bias), "scale": scale}
 
 

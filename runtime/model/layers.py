@@ -28,10 +28,10 @@ class Weights(Protocol):
 
 @runtime_checkable
 class RoundedWeights(Weights, Protocol):
-    """A checkpoint where matrices may be stored as int8."""
+    """A checkpoint where matrices may be stored in 8 bits."""
 
-    def rounded(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """The matrix [out, in] and its scales [out]; None where it is stored otherwise."""
+    def rounded(self, name: str, kind: str) -> tuple[Tensor, Tensor] | None:
+        """The matrix [out, in] of `kind` (I8 or F8_E4M3) and its scales [out]; None where it is stored otherwise."""
         ...
 
 
@@ -51,15 +51,17 @@ def load_layers(
     context: int,
     pack_rounded: PackRounded | None = None,
     *,
+    rounded_kind: str = "I8",
     device: torch.device | None = None,
     rope_dtype: torch.dtype | None = None,
 ) -> Layers:
     """Read, fuse and pack, one layer at a time, on `device` (None: the CPU).
 
-    `pack_rounded` takes matrices that are stored as int8 as they are; without it they are floats again. Raises
-    `ModelError` naming the tensor that is missing or misshapen.
+    `pack_rounded` takes matrices that are stored as `rounded_kind` as they are; without it they are floats again.
+    Raises `ModelError` naming the tensor that is missing or misshapen.
     """
-    loader = _Loader(model, weights, pack, dtype, pack_rounded, device or torch.device("cpu"))
+    device = device or torch.device("cpu")
+    loader = _Loader(model, weights, pack, dtype, pack_rounded, rounded_kind, device)
     return loader.load(context, rope_dtype or dtype)
 
 
@@ -71,9 +73,10 @@ class _Loader:
         pack: Pack,
         dtype: torch.dtype,
         pack_rounded: PackRounded | None,
+        rounded_kind: str,
         device: torch.device,
     ) -> None:
-        self.model, self.weights, self.pack = model, weights, pack
+        self.model, self.weights, self.pack, self.rounded_kind = model, weights, pack, rounded_kind
         self.dtype, self.pack_rounded, self.device = dtype, pack_rounded, device
         self.names = set(weights.names())
         order = head_order(model)
@@ -138,10 +141,11 @@ class _Loader:
     def rounded(self, name: str, *shape: int) -> tuple[Tensor, Tensor] | None:
         if self.pack_rounded is None or not isinstance(self.weights, RoundedWeights):
             return None
-        found = self.weights.rounded(name)
-        if found is not None:
-            _check(name, found[0], shape)
-        return found
+        found = self.weights.rounded(name, self.rounded_kind)
+        if found is None:
+            return None
+        _check(name, found[0], shape)
+        return found[0].to(self.device), found[1].to(self.device)
 
     def qk_norm(self, prefix: str) -> dict[str, Tensor]:
         """One weight for each query head, then one for each key head [heads + kv_heads, head_dim]."""

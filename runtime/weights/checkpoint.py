@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import msgspec
+
 from ..backend import GenerationDefaults, Tokenizer
 from ..batch import PaddedBatch, Step
 from ..config import EngineConfig
@@ -38,6 +40,8 @@ class Checkpoint:
         self.weights = weights
         self.definition = definition
         self.tiles: tuple[TileChoice, ...] = ()
+        self.kv_scales: tuple[tuple[float, float], ...] = ()
+        """By layer, of a key and a value in 8 bits; none are known: 1."""
         self.context_length = config.max_position
         self.vocab_size = config.vocab_size
         tokenizer = ModelTokenizer(definition, config.vocab_size)
@@ -53,13 +57,22 @@ class Checkpoint:
         with short_spins() if config.tune_process else nullcontext():
             on_card = config.device != "cpu" and has_card(required=config.device == "cuda")
         if on_card:
-            from ..cuda.open import open_cuda_step
+            from ..cuda.open import has_fp8, open_cuda_step
             from ..kernels.compilation import Kernels
 
-            return open_cuda_step(self.config, self.weights, config, Kernels(self.brought_kernels()))
+            config = self.as_stored(config) if has_fp8() else config
+            kernels = Kernels(self.brought_kernels())
+            return open_cuda_step(self.config, self.weights, config, kernels, self.kv_scales)
         from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config, self.tiles)
+
+    def as_stored(self, config: EngineConfig) -> EngineConfig:
+        """The settings of a card, where what is stored in fp8 stays so unless they say otherwise."""
+        if self.config.quantization != "fp8":
+            return config
+        kv_dtype = "fp8" if self.kv_scales else config.kv_dtype
+        return msgspec.structs.replace(config, quantize=config.quantize or "fp8", kv_dtype=kv_dtype)
 
     def brought_kernels(self) -> KernelFile | None:
         """Those of this machine's card, where the checkpoint has any. Raises `ModelError`."""

@@ -74,7 +74,7 @@ class EngineCheckpoint(Checkpoint):
             directory_tokenizer(directory),
             lambda tokenizer: directory_defaults(directory, tokenizer),
         )
-        self.tiles = manifest.tiles
+        self.tiles, self.kv_scales = manifest.tiles, manifest.kv_scales
         self.context_length = min(self.context_length, manifest.limits.max_context or self.context_length)
 
     def verify(self) -> None:

@@ -37,14 +37,16 @@ def open_directory(directory: Path, name: str, *, random_weights: bool = False) 
         embedding = "model.embed_tokens.weight"
         dtype = _STORED[stored.dtype(embedding)] if embedding in stored.names() else "float32"
         config = hf_config(source, fields, stored_dtype=dtype)
-    definition = directory_tokenizer(directory)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name,
         config,
         weights,
-        definition,
+        directory_tokenizer(directory),
         lambda tokenizer: directory_defaults(directory, tokenizer, fields.get("eos_token_id")),
     )
+    if isinstance(weights, QuantizedWeights):
+        checkpoint.kv_scales = weights.kv_scales(config.num_layers)
+    return checkpoint
 
 
 def directory_defaults(directory: Path, tokenizer: ModelTokenizer, *more_end_ids: Any) -> GenerationDefaults:

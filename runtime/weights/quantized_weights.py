@@ -39,7 +39,7 @@ class StoredTensors(Protocol):
 
 
 class QuantizedWeights:
-    """`Weights`: `get` gives a narrowed matrix back as float32. `rounded` gives one of int8 as it is stored."""
+    """`Weights`: `get` gives a narrowed matrix back as float32. `rounded` gives one of 8 bits as it is stored."""
 
     def __init__(self, stored: StoredTensors) -> None:
         """Raises `ModelError` where a narrowed matrix and its scales do not fit each other."""
@@ -85,12 +85,24 @@ class QuantizedWeights:
         self.shape(name)
         return None if name in self._scaled else self._stored.place(name)
 
-    def rounded(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The int8 matrix [out, in] and its scales [out], float32; None where it is stored otherwise."""
-        if name not in self._scaled or name not in self._stored.names() or self._stored.dtype(name) != "I8":
+    def rounded(self, name: str, kind: str = "I8") -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The matrix [out, in] of `kind` (I8 or F8_E4M3) and its scales [out], float32; None where it is stored
+        otherwise."""
+        if name not in self._scaled or name not in self._stored.names() or self._stored.dtype(name) != kind:
             return None
         scale = self._stored.get(name.removesuffix(".weight") + SCALE)
         return self._stored.get(name), scale.float().flatten()
+
+    def kv_scales(self, num_layers: int) -> tuple[tuple[float, float], ...]:
+        """By layer, of keys and values in 8 bits; empty where not all are stored."""
+        layers = [f"model.layers.{i}.self_attn." for i in range(num_layers)]
+        found = set(self._stored.names())
+        if not all(f"{layer}{kv}_scale" in found for layer in layers for kv in "kv"):
+            return ()
+        keys, values = (
+            [float(self._stored.get(f"{layer}{kv}_scale").flatten()[0]) for layer in layers] for kv in "kv"
+        )
+        return tuple(zip(keys, values, strict=True))
 
     def _checked(self, name: str, scale: str) -> tuple[int, ...]:
         """The shape of the matrix that is meant."""

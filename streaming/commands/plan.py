@@ -47,15 +47,17 @@ def plan(
     from ...runtime.config import EngineConfig
     from ...runtime.cuda.plan import plan_device
     from ...runtime.engines.abstract import resolve
+    from ...runtime.weights.checkpoint import Checkpoint
 
     config = EngineConfig(
         max_rows=max_rows, max_context=max_context, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype,
         memory_bytes=memory, mode=mode, max_batch_tokens=max_batch_tokens,
     )  # fmt: skip
     with subject(model, random_shape) as (path, load_format):
-        shape = getattr(resolve(path, random_weights=load_format == "random"), "config", None)
-    if shape is None:
+        backend = resolve(path, random_weights=load_format == "random")
+    if not isinstance(backend, Checkpoint):
         raise InvalidField("MODEL", "a model that a card serves", model)
+    shape, config = backend.config, backend.as_stored(config)
     is_wide = dtype == "float32" or (dtype == "auto" and shape.dtype == "float32")
     made = plan_device(shape, config, memory or _free_bytes(), value_bytes=4 if is_wide else 2)
     Console(highlight=False, markup=False).print(_table(random_shape or model, made))

@@ -1,0 +1,67 @@
+"""What a checkpoint stores in 8 bits lies on the card as it was stored, with the scales that its export measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from exporting import silent, tiny_engine
+
+from jitney.export.hf_directory import export_huggingface
+from jitney.export.open import open_source
+from jitney.export.options import ExportOptions
+from jitney.runtime.config import EngineConfig
+from jitney.runtime.cuda.open import build_step
+from jitney.runtime.cuda.plan import plan_device
+from jitney.runtime.weights.checkpoint import Checkpoint
+from jitney.runtime.weights.locate import open_backend
+from jitney.runtime.weights.manifest import read_manifest
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 128}
+SETTINGS = EngineConfig(max_rows=2, max_context=64, max_batch_tokens=64, tune_process=False)
+
+
+def checkpoints(directory: Path) -> list[Checkpoint]:
+    """An engine, and a Hugging Face directory of the same source."""
+    engine = tiny_engine(directory, "Qwen3", SHAPE, quantize="fp8", accept_quality=True)
+    options = ExportOptions(source="source", quantize="fp8", accept_quality=True)
+    export_huggingface(open_source(directory / "source"), directory / "hf", options, silent)
+    opened = [open_backend(engine), open_backend(directory / "hf")]
+    assert all(isinstance(each, Checkpoint) for each in opened)
+    return opened  # type: ignore[return-value]
+
+
+def test_weights_and_scales_are_the_stored_ones(tmp_path: Path) -> None:
+    for checkpoint in checkpoints(tmp_path):
+        config = checkpoint.as_stored(SETTINGS)
+        assert (config.quantize, config.kv_dtype) == ("fp8", "fp8")
+        model = checkpoint.config
+        plan = plan_device(model, config, 2**30)
+        plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=4))
+        step = build_step(
+            model, checkpoint.weights, config, plan, torch.bfloat16, torch.device("cpu"),
+            kv_scales=checkpoint.kv_scales,
+        )  # fmt: skip
+        down = step._forward._layers.layers[1]["down"]
+        values, scale = checkpoint.weights.rounded("model.layers.1.mlp.down_proj.weight", "F8_E4M3")  # type: ignore[attr-defined]
+        assert down["weight"].dtype == torch.float8_e4m3fn
+        assert down["weight"].view(torch.uint8).equal(values.view(torch.uint8)) and down["scale"].equal(scale)
+        caches = step._forward._ops._caches  # type: ignore[attr-defined]
+        scales = [scale for cache in caches for scale in (cache.k_scale, cache.v_scale)]
+        assert scales == pytest.approx(
+            [s for pair in read_manifest(tmp_path / "engine").kv_scales for s in pair]
+        )
+        step.close()
+
+
+def test_what_the_settings_say_goes_first(tmp_path: Path) -> None:
+    plain = open_backend(tiny_engine(tmp_path, "Qwen3", SHAPE))
+    assert isinstance(plain, Checkpoint)
+    assert plain.as_stored(SETTINGS) == SETTINGS
+    narrow = msgspec.structs.replace(SETTINGS, quantize="fp8")
+    assert plain.as_stored(narrow) == narrow
