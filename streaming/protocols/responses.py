@@ -152,7 +152,7 @@ class ResponseEvents:
     def _take(self, event: Event) -> None:
         number = event.seq + self._shift
         reasoning, text = self._splitter.push(event.text)
-        self._count(event)
+        self._count(event, reasoning, text)
         if event.kind == "finish":
             rest = self._splitter.flush()
             reasoning, text = reasoning + rest.reasoning, text + rest.text
@@ -210,12 +210,14 @@ class ResponseEvents:
             "completed_at": self._facts.created_at + total_s,
         }
 
-    def _count(self, event: Event) -> None:
-        """Which of its tokens are reasoning."""
-        if self._splitter.state == "undecided":
-            self._undecided_tokens += len(event.token_ids)
-        elif self._splitter.state == "reasoning" or (self._items and self._items[-1].kind == "reasoning"):
-            self._reasoning_tokens += self._undecided_tokens + len(event.token_ids)
+    def _count(self, event: Event, reasoning: str, text: str) -> None:
+        """Which of its tokens are reasoning; where it ends within them, by the share of their text."""
+        count, state = len(event.token_ids), self._splitter.state
+        if state == "undecided":
+            self._undecided_tokens += count
+        elif state == "reasoning" or reasoning or (self._items and self._items[-1].kind == "reasoning"):
+            spoken = round(count * len(text) / max(1, len(event.text)))
+            self._reasoning_tokens += self._undecided_tokens + count - spoken
             self._undecided_tokens = 0
 
     def _usage(self, usage: Usage) -> dict[str, Any]:

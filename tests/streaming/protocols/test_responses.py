@@ -163,9 +163,15 @@ def test_reasoning_is_an_item_of_its_own_before_the_message(story: Any) -> None:
     assert reasoning["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
     assert message["content"][0]["text"] == "Yes." and message["id"] == "msg_1"
     assert {frame["output_index"] for frame in frames if frame.get("item_id") == "msg_1"} == {1}
-    tokens = len("<think>Hmm.</think>\n\nYe")
-    details = frames[-1]["response"]["usage"]["output_tokens_details"]
-    assert details == {"reasoning_tokens": tokens}
+    assert reasoning_tokens(frames) == len("<think>Hmm.</think>\n\n")
+    s = story()
+    merged = play(s.finish("stop_token", "<think>Hmm.</think>\n\nYes."), s.done(), thinks=True)
+    assert reasoning_tokens(merged) == reasoning_tokens(frames)
+
+
+def reasoning_tokens(frames: Any) -> int:
+    count: int = frames[-1]["response"]["usage"]["output_tokens_details"]["reasoning_tokens"]
+    return count
 
 
 def test_an_answer_cut_off_in_its_reasoning_has_no_message(story: Any) -> None:
