@@ -165,7 +165,7 @@ def test_reasoning_is_an_item_of_its_own_before_the_message(story: Any) -> None:
     assert {frame["output_index"] for frame in frames if frame.get("item_id") == "msg_1"} == {1}
     assert reasoning_tokens(frames) == len("<think>Hmm.</think>\n\n")
     s = story()
-    merged = play(s.finish("stop_token", "<think>Hmm.</think>\n\nYes."), s.done(), thinks=True)
+    merged = play(s.delta("<think>Hmm.</think>\n\nYes."), s.finish(), s.done(), thinks=True)
     assert reasoning_tokens(merged) == reasoning_tokens(frames)
 
 
