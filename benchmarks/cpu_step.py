@@ -1,20 +1,22 @@
 """The CPU step alone, with random weights of SmolLM2-135M's shape: no engine, no tokenizer, no checkpoint.
 
-    python benchmarks/cpu_step.py [--steps 60] [--modes bf16 int8] [--batches 1 8 32]
+    python benchmarks/cpu_step.py [--steps 60] [--modes bf16 int8] [--batches 1 8 32] [--threads 2]
 
 Prints prefill tokens/s (prompts of 128 in chunks of 512), ms for one decode step around a context of 192 (median, 10th
-and 90th percentile), and the batch-1 step beside a Python thread that never rests.
+and 90th percentile), and the batch-1 step beside a Python thread or another process that never rests.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -123,8 +125,19 @@ def busy_thread(switch_interval_s: float) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def measure(mode: str, batches: list[int], steps: int) -> list[str]:
-    step = open_cpu_step(SMOLLM2, RandomWeights(SMOLLM2), MODES[mode])
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that wants a core all the time."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def measure(mode: str, batches: list[int], steps: int, threads: int | None) -> list[str]:
+    config = msgspec.structs.replace(MODES[mode], num_threads=threads)
+    step = open_cpu_step(SMOLLM2, RandomWeights(SMOLLM2), config)
     lines = [f"{mode}: {torch.get_num_threads()} threads"]
     for rows in batches:
         prefill(step, rows)
@@ -142,6 +155,9 @@ def measure(mode: str, batches: list[int], steps: int) -> list[str]:
         with busy_thread(interval_s):
             taken = decode(step, 1, steps)
         lines.append(f"  beside a busy thread, switch {interval_s * 1e3:4.2f} ms {spread(taken)}")
+    prefill(step, 1)
+    with busy_process():
+        lines.append(f"  beside a busy process                {spread(decode(step, 1, steps))}")
     step.close()
     return lines
 
@@ -153,10 +169,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["bf16", "int8"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", type=int, help="default: one core is kept for an event loop")
     arguments = parser.parse_args()
     sys.stdout.write(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}\n")
     for mode in arguments.modes:
-        sys.stdout.write("\n".join(measure(mode, arguments.batches, arguments.steps)) + "\n")
+        sys.stdout.write(
+            "\n".join(measure(mode, arguments.batches, arguments.steps, arguments.threads)) + "\n"
+        )
 
 
 if __name__ == "__main__":

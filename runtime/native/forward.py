@@ -66,7 +66,7 @@ class NativeForward:
         """Raises `ModelError` as `load_layers` does, `MemoryError` where threads or memory are short."""
         kernels = library().kernels
         assert kernels is not None
-        self._kernels, self._model, self._slots = kernels, model, slots
+        self._kernels, self._model, self._slots, self._context = kernels, model, slots, plan.context
         packer = Packer(kernels, tiled_bytes(model, 1 if int8 else 2))
         pack, pack_rounded = (packer.pack_int8, packer.pack_rounded) if int8 else (packer.pack, None)
         layers = load_layers(
@@ -90,7 +90,9 @@ class NativeForward:
         logits = torch.empty(num_sampled, self._model.vocab_size)
         sums = torch.empty(len(tokens))
         pages = self._slots.pages
-        arrays = [tokens, positions_of(runs), owners_of(runs), pages, np.array(chosen, dtype=np.int64)]
+        positions = positions_of(runs)
+        assert tokens.min() >= 0 and tokens.max() < self._model.vocab_size and positions.max() < self._context
+        arrays = [tokens, positions, owners_of(runs), pages, np.array(chosen, dtype=np.int64)]
         batch = BatchRecord(
             *(len(tokens), len(chosen), num_sampled, pages.shape[1]),
             *[array.ctypes.data for array in arrays],
