@@ -174,11 +174,11 @@ def _needed(ladder: Ladder) -> Iterator[Pass]:
     """What is captured before the engine opens: without these a stream would stutter."""
     yield from ladder.mixed()
     yield from ladder.decoding()
+    yield from ladder.decoding(cuts=True)
 
 
 def _ladder(ladder: Ladder) -> Iterator[Pass]:
     yield from _needed(ladder)
-    yield from ladder.decoding(cuts=True)
     yield from ladder.decoding(full=True)
 
 
