@@ -69,11 +69,11 @@ def tasks(model: ModelConfig, weight_bits: int) -> Iterator[Task]:
     qkv = attended + 2 * model.num_kv_heads * model.head_dim
     for rows in ROW_BUCKETS:
         for task in (
-            Task(qkv, hidden, rows, weight_bits, normed=True),
-            Task(hidden, attended, rows, weight_bits, added=True),
-            Task(inner, hidden, rows, weight_bits, normed=True, gated=model.gated_mlp),
-            Task(hidden, inner, rows, weight_bits, added=True),
-            Task(model.vocab_size, hidden, rows, weight_bits, normed=True),
+            Task(qkv, hidden, rows, 16, normed=True),
+            Task(hidden, attended, rows, 16, added=True),
+            Task(inner, hidden, rows, 16, normed=True, gated=model.gated_mlp),
+            Task(hidden, inner, rows, 16, added=True),
+            Task(model.vocab_size, hidden, rows, 16, normed=True),
         ):
             if task.num_outputs * task.num_inputs * (2 if task.gated else 1) <= POOL_BYTES // 4:
-                yield task
+                yield task.narrow if weight_bits == 8 else task

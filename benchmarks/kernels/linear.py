@@ -2,10 +2,11 @@
 
     python benchmarks/kernels/linear.py [--models llama-8b,…] [--rows 1,8,16,32,64] [--bits 16] [--tune] [--json FILE]
 
-`floor` is the time to read the weight once at 2.97 TB/s, `own` the chosen kernels with norm, activation and addition,
-`library` the same by torch's product with the norm and activation as launches of their own. `step` is all layers of
-the model and its output layer in one graph, in their order and without attention. `--tune` measures the candidates of
-each task first and keeps the fastest where the engine looks for them.
+`floor` is the time to read the weight once at 2.97 TB/s, `chosen` the chosen kernels with norm, activation and
+addition, `library` the same by torch's product with the norm and activation as launches of their own, `fixed` by the
+kernel of deterministic mode. With 8 bits these are products alone, of rows that are narrow already. `step` is all
+layers of the model and its output layer in one graph, in their order and without attention; with 8 bits it narrows
+every row. `--tune` measures the candidates of each task first and keeps the fastest where the engine looks for them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jitney.runtime.kernels.choice import LIBRARY, Choice, Task
+from jitney.runtime.kernels.choice import LIBRARY, Choice, Task, fixed_choice
 from jitney.runtime.kernels.linear import Linears
+from jitney.runtime.kernels.narrow import Rows
 from jitney.runtime.kernels.norm import Norm
 from jitney.runtime.kernels.stopwatch import Stopwatch, replay_time
 from jitney.runtime.kernels.tuned import choices_file, load_choices, store_choices, tune
 from jitney.runtime.kernels.weight import Weight
+from jitney.runtime.kernels.workspace import Widths
 from jitney.runtime.weights.cache import cache_root
 
 BYTES_PER_SECOND = 2.97e12
@@ -47,13 +50,14 @@ MODELS = {
 
 
 def tasks(shape: Shape, rows: int, bits: int) -> dict[str, Task]:
-    return {
-        "qkv": Task(shape.qkv, shape.hidden, rows, bits, normed=True),
-        "out": Task(shape.hidden, shape.attended, rows, bits, added=True),
-        "up": Task(shape.intermediate, shape.hidden, rows, bits, normed=True, gated=True),
-        "down": Task(shape.hidden, shape.intermediate, rows, bits, added=True),
-        "head": Task(shape.vocab, shape.hidden, rows, bits, normed=True),
+    found = {
+        "qkv": Task(shape.qkv, shape.hidden, rows, 16, normed=True),
+        "out": Task(shape.hidden, shape.attended, rows, 16, added=True),
+        "up": Task(shape.intermediate, shape.hidden, rows, 16, normed=True, gated=True),
+        "down": Task(shape.hidden, shape.intermediate, rows, 16, added=True),
+        "head": Task(shape.vocab, shape.hidden, rows, 16, normed=True),
     }
+    return found if bits == 16 else {name: task.narrow for name, task in found.items()}
 
 
 def num_bytes(task: Task) -> int:
@@ -90,15 +94,14 @@ def step_time(linears: Linears, shape: Shape, rows: int, bits: int, pool: Pool) 
     def blank(width: int) -> Tensor:
         return torch.randn(rows, width, device=device).mul_(0.1).bfloat16()
 
-    x, attended, activated = blank(shape.hidden), blank(shape.attended), blank(shape.intermediate)
+    x, attended = blank(shape.hidden), blank(shape.attended)
     qkv, logits, norm = blank(shape.qkv), blank(shape.vocab), Norm(blank(shape.hidden)[0], None, 1e-5, True)
 
     def launch() -> None:
         for layer in layers:
             linears.norm_linear(x, norm, layer["qkv"], qkv)
-            linears.linear_add(attended, layer["out"], x)
-            linears.norm_up(x, norm, layer["up"], "silu", activated, gated=True)
-            linears.linear_add(activated, layer["down"], x)
+            linears.linear_add(Rows(attended), layer["out"], x)
+            linears.linear_add(linears.norm_up(x, norm, layer["up"], "silu", gated=True), layer["down"], x)
         linears.norm_linear(x, norm, head, logits)
 
     return replay_time(launch)
@@ -114,34 +117,31 @@ def measure(
     )
     watch = Stopwatch(device, pool_bytes=2 << 30, most_rows=max(rows), widest=16384)
     pool = Pool(device, largest, bits)
-    linears = Linears(
-        device, torch.bfloat16, max_tokens=max(rows), normed_width=16384, up_width=32768, eight_bit=bits == 8,
-        tuned=choices,
-    )  # fmt: skip
+    widths = Widths(normed=16384, activated=16384, ups=32768, narrow=16384)
+    linears = Linears(device, torch.bfloat16, max_tokens=max(rows), widths=widths, tuned=choices)
     results = []
     for name in models:
         for count in rows:
             for layer, task in tasks(MODELS[name], count, bits).items():
-                own, library = watch(task, linears.choice(task)), watch(task, LIBRARY)
-                results.append(row(name, count, bits, layer, num_bytes(task), own, library))
+                kinds = {"chosen": linears.choice(task), "library": LIBRARY, "fixed": fixed_choice(task)}
+                seconds = {kind: watch(task, choice) for kind, choice in kinds.items()}
+                results.append(row(name, count, bits, layer, num_bytes(task), seconds))
             by_name = tasks(MODELS[name], count, bits)
             size = MODELS[name].layers * sum(num_bytes(by_name[key]) for key in ("qkv", "out", "up", "down"))
             step = step_time(linears, MODELS[name], count, bits, pool)
-            results.append(row(name, count, bits, "step", size + num_bytes(by_name["head"]), step, None))
+            results.append(
+                row(name, count, bits, "step", size + num_bytes(by_name["head"]), {"chosen": step})
+            )
     return results
 
 
-def row(
-    model: str, rows: int, bits: int, layer: str, size: int, own: float, library: float | None
-) -> dict[str, Any]:
-    result = {
-        "model": model, "rows": rows, "bits": bits, "layer": layer, "floor_us": size / BYTES_PER_SECOND * 1e6,
-        "own_us": own * 1e6, "own_tb_s": size / own / 1e12, "library_us": None if library is None else library * 1e6,
-    }  # fmt: skip
-    beside = "" if library is None else f"library {library * 1e6:8.1f}"
-    line = f"{model:12s} M={rows:<3d} {layer:5s} floor {result['floor_us']:8.1f}  own {own * 1e6:8.1f}"
-    print(f"{line} ({result['own_tb_s']:.2f} TB/s)  {beside}", flush=True)
-    return result
+def row(model: str, rows: int, bits: int, layer: str, size: int, seconds: dict[str, float]) -> dict[str, Any]:
+    micros = {f"{kind}_us": value * 1e6 for kind, value in seconds.items()}
+    floor, speed = size / BYTES_PER_SECOND * 1e6, size / seconds["chosen"] / 1e12
+    times = "  ".join(f"{kind} {value * 1e6:8.1f}" for kind, value in seconds.items())
+    print(f"{model:12s} M={rows:<4d} {layer:5s} floor {floor:8.1f}  {times}  {speed:.2f} TB/s", flush=True)
+    shape = {"model": model, "rows": rows, "bits": bits, "layer": layer, "floor_us": floor}
+    return {**shape, **micros, "tb_s": speed}
 
 
 def main() -> None:

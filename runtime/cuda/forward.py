@@ -54,12 +54,12 @@ class Ops(Protocol):
         """linear(norm(x)), of the rows named by the int32 `rows`."""
         ...
 
-    def norm_up(self, x: Tensor, norm: Packed, linear: Packed) -> Tensor:
-        """The activation of up(norm(x)), gated where the model's is."""
-        ...
-
     def linear_add(self, x: Tensor, linear: Packed, residual: Tensor) -> None:
         """residual += linear(x)."""
+        ...
+
+    def mlp(self, x: Tensor, norm: Packed, up: Packed, down: Packed) -> None:
+        """x += down(the activation of up(norm(x))), gated where the model's is."""
         ...
 
     def attend(self, layer: int, qkv: Tensor, gathered: Gathered, size: Pass) -> Tensor:
@@ -118,5 +118,5 @@ class Forward:
         for i, layer in enumerate(self._layers.layers):
             qkv = ops.norm_linear(x, layer["attention_norm"], layer["qkv"])
             ops.linear_add(ops.attend(i, qkv, gathered, size), layer["out"], x)
-            ops.linear_add(ops.norm_up(x, layer["mlp_norm"], layer["up"]), layer["down"], x)
+            ops.mlp(x, layer["mlp_norm"], layer["up"], layer["down"])
         return x

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..kernels.rows import Gathered
+from ..kernels.weight import Weight, product_reference
 from ..model.config import ModelConfig
 from ..model.forward import activate, norm, rotate
 from ..model.layers import Layers
@@ -32,17 +33,19 @@ class NaiveOps:
     ) -> Tensor:
         x = x if rows is None else x[rows.long()]
         normed = norm(x, weights, self._model.norm_eps, self._model.norm == "rms")
-        return linear(normed, packed["weight"], packed.get("bias"))
-
-    def norm_up(self, x: Tensor, weights: Packed, packed: Packed) -> Tensor:
-        ups = self.norm_linear(x, weights, packed)
-        if not self._model.gated_mlp:
-            return activate(ups, self._model.activation)
-        half = ups.size(1) // 2
-        return activate(ups[:, :half], self._model.activation) * ups[:, half:]
+        return _linear(normed, packed)
 
     def linear_add(self, x: Tensor, packed: Packed, residual: Tensor) -> None:
-        residual += linear(x, packed["weight"], packed.get("bias"))
+        residual += _linear(x, packed)
+
+    def mlp(self, x: Tensor, weights: Packed, up: Packed, down: Packed) -> None:
+        ups = self.norm_linear(x, weights, up)
+        if self._model.gated_mlp:
+            gates, ups = ups.chunk(2, dim=1)
+            activated = activate(gates, self._model.activation) * ups
+        else:
+            activated = activate(ups, self._model.activation)
+        self.linear_add(activated, down, x)
 
     def attend(self, layer: int, qkv: Tensor, gathered: Gathered, size: Pass) -> Tensor:
         model, shared = self._model, self._layers.shared
@@ -84,3 +87,9 @@ class NaiveOps:
         scores = scores.masked_fill(hidden.to(scores.device), float("-inf")).softmax(-1)
         attended: Tensor = (scores @ v).transpose(0, 1).reshape(count, -1).to(q.dtype)
         return attended
+
+
+def _linear(x: Tensor, packed: Packed) -> Tensor:
+    if "scale" not in packed:
+        return linear(x, packed["weight"], packed.get("bias"))
+    return product_reference(x, Weight(packed["weight"], packed["scale"], packed.get("bias"))).to(x.dtype)

@@ -20,12 +20,12 @@ from ..kernels.choice import Choice
 from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
+from ..kernels.narrow import narrowed
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
 from ..kernels.tuned import choices_file, load_choices
-from ..kernels.weight import quantize_fp8
 from ..model.config import ModelConfig
 from ..model.layers import Layers, Weights, load_layers
 from ..weights.cache import cache_root
@@ -39,7 +39,7 @@ from .ops import KernelOps
 from .outbox import Outbox
 from .plan import DevicePlan, plan_device
 from .sampling_state import SamplingState
-from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, up_width
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
@@ -199,12 +199,11 @@ def _kernels(
     embed = layers.shared["embed"]["weight"]
     device, dtype = embed.device, embed.dtype
     shapes = buffer_shapes(model, sizes)
-    names = ("x", "qkv", "attended", "activated", "logits")
-    buffers = {name: torch.zeros(shapes[name], dtype=dtype, device=device) for name in names}
+    buffers = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
     deterministic = config.mode == "deterministic"
     linears = Linears(
-        device, dtype, max_tokens=sizes.max_tokens, normed_width=model.hidden_size, up_width=up_width(model),
-        eight_bit=config.quantize is not None, deterministic=deterministic, tuned=choices,
+        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize is not None),
+        deterministic=deterministic, tuned=choices,
     )  # fmt: skip
     decode = None
     if not deterministic:
@@ -254,7 +253,7 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Te
 
 
 def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    values, scale = quantize_fp8(weight)
+    values, scale = narrowed(weight)
     return {**_pack(values, bias), "scale": scale}
 
 

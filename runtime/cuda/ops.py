@@ -7,6 +7,7 @@ from torch import Tensor
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.embedding import embedding
 from ..kernels.linear import Linears
+from ..kernels.narrow import Rows
 from ..kernels.norm import Norm
 from ..kernels.paging import Chunks, LayerCache, Rotary
 from ..kernels.prefill_choice import PrefillAttention
@@ -56,15 +57,15 @@ class KernelOps:
         self._linears.norm_linear(x, self._norm(norm), _weight(linear), out, rows)
         return out
 
-    def norm_up(self, x: Tensor, norm: Packed, linear: Packed) -> Tensor:
-        model, out = self._model, self._buffers["activated"][: len(x)]
-        self._linears.norm_up(
-            x, self._norm(norm), _weight(linear), model.activation, out, gated=model.gated_mlp
-        )
-        return out
-
     def linear_add(self, x: Tensor, linear: Packed, residual: Tensor) -> None:
-        self._linears.linear_add(x, _weight(linear), residual)
+        self._linears.linear_add(Rows(x), _weight(linear), residual)
+
+    def mlp(self, x: Tensor, norm: Packed, up: Packed, down: Packed) -> None:
+        model = self._model
+        activated = self._linears.norm_up(
+            x, self._norm(norm), _weight(up), model.activation, gated=model.gated_mlp
+        )
+        self._linears.linear_add(activated, _weight(down), x)
 
     def attend(self, layer: int, qkv: Tensor, gathered: Gathered, size: Pass) -> Tensor:
         cache, rotary, window = self._caches[layer], self._rotary[layer], self._window(layer)

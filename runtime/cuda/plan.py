@@ -14,7 +14,16 @@ from ..config import EngineConfig
 from ..errors import CannotServe
 from ..kernels import workspace
 from ..model.config import ModelConfig
-from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, page_elements, region_words, slot_regions, up_width
+from .sizes import (
+    PAGE_TOKENS,
+    Sizes,
+    buffer_shapes,
+    linear_widths,
+    page_elements,
+    region_words,
+    slot_regions,
+    up_width,
+)
 
 MAX_ROWS = 256
 MAX_PREFILL_TOKENS = 8192
@@ -102,15 +111,9 @@ def _parts(
 
 
 def _linears(model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int) -> int:
-    return workspace.num_bytes(
-        workspace.for_linears(
-            "float32" if value_bytes == 4 else "bfloat16",
-            max_tokens=sizes.max_tokens,
-            normed_width=model.hidden_size,
-            up_width=up_width(model),
-            eight_bit=config.quantize is not None,
-        )
-    )
+    widths = linear_widths(model, narrow=config.quantize is not None)
+    dtype = "float32" if value_bytes == 4 else "bfloat16"
+    return workspace.num_bytes(workspace.for_linears(dtype, sizes.max_tokens, widths))
 
 
 def _attention(

@@ -7,6 +7,7 @@ from math import prod
 
 import msgspec
 
+from ..kernels.workspace import Widths
 from ..model.config import ModelConfig
 
 PAGE_TOKENS = 64
@@ -56,7 +57,6 @@ def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, int]
         "x": (tokens, model.hidden_size),
         "qkv": (tokens, heads * model.head_dim),
         "attended": (tokens, model.num_heads * model.head_dim),
-        "activated": (tokens, model.intermediate_size),
         "logits": (sizes.max_samples, model.vocab_size),
     }
 
@@ -80,6 +80,14 @@ def region_words(shape: Iterable[int]) -> int:
 
 def up_width(model: ModelConfig) -> int:
     return (2 if model.gated_mlp else 1) * model.intermediate_size
+
+
+def linear_widths(model: ModelConfig, *, narrow: bool) -> Widths:
+    """Of a layer's rows; `narrow`: its weights have eight bits."""
+    hidden, inner, ups = model.hidden_size, model.intermediate_size, up_width(model)
+    if not narrow:
+        return Widths(normed=hidden, activated=inner, ups=ups)
+    return Widths(ups=max(ups, hidden), narrow=max(hidden, inner, model.num_heads * model.head_dim))
 
 
 def page_elements(model: ModelConfig) -> int:

@@ -1,4 +1,5 @@
-"""Activations, alone and gated: what stands between an MLP's two products. fp32 inside, one rounding at the end."""
+"""Activations, alone and gated: what stands between an MLP's two products. fp32 inside, one rounding at the end; or
+rows in eight bits."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .dependent import can_depend
+from .narrow import Rows, in_eight_bits, row_warps
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "squared_relu")
 
@@ -27,23 +32,37 @@ def activated(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _activation(x, out, width, ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _activation(
+    x, out, narrow, width,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     x += row * width * (2 if GATED else 1)
-    y = activated(tl.load(x + at, mask=inside).to(tl.float32), ACTIVATION)
+    y = activated(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
     if GATED:
-        y *= tl.load(x + width + at, mask=inside).to(tl.float32)
+        y *= tl.load(x + width + at, mask=inside, other=0.0).to(tl.float32)
+    if narrow is not None:
+        y, by = in_eight_bits(y.to(x.dtype.element_ty).to(tl.float32))
+        tl.store(narrow + row, by)
     tl.store(out + row * width + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-def activation(x: Tensor, name: str, out: Tensor, *, gated: bool) -> None:
-    """x [T, I], or [T, 2 * I] where gated (gates first, then what they gate); out [T, I]; both contiguous."""
-    num_rows, width = out.shape
-    block = min(2048, triton.next_power_of_2(width))
+def activation(x: Tensor, name: str, out: Rows, *, gated: bool) -> None:
+    """x [T, I], or [T, 2 * I] where gated (gates first, then what they gate); out [T, I]; both contiguous. What goes
+    into eight bits is rounded to x's type before, by one program a row."""
+    (num_rows, width), is_narrow = out.values.shape, out.scale is not None
+    block = triton.next_power_of_2(width)
+    block, pdl = (block, can_depend(x.device)) if is_narrow else (min(2048, block), False)
     if num_rows:
-        _activation[(num_rows, triton.cdiv(width, block))](x, out, width, name, gated, block)
+        _activation[(num_rows, triton.cdiv(width, block))](
+            x, out.values, out.scale, width, name, gated, block, pdl,
+            num_warps=row_warps(block), launch_pdl=pdl,
+        )  # fmt: skip
 
 
 def activation_reference(x: Tensor, name: str, *, gated: bool) -> Tensor:

@@ -14,9 +14,6 @@ import msgspec
 MAX_SKINNY_ROWS = 64
 """Up to here the weight's bytes decide the time, and the products of this folder compete with the library's."""
 
-WIDEN_FROM_ROWS = 1024
-"""From here on an 8-bit weight is widened first and multiplied by the library."""
-
 ROW_BUCKETS = (1, 8, 16, 32, 64)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
@@ -28,7 +25,8 @@ TILES = 1 << 14
 
 
 class Task(NamedTuple):
-    """What a product does besides multiplying [M, K] by [N, K]; where gated, N counts the outputs of one half."""
+    """What a product does besides multiplying [M, K] by [N, K]; where gated, N counts the outputs of one half. In eight
+    bits it does nothing else but add."""
 
     num_outputs: int
     num_inputs: int
@@ -52,6 +50,12 @@ class Task(NamedTuple):
         )
         return f"{self.num_outputs}x{self.num_inputs}-w{self.weight_bits}-m{self.bucket}{extras}"
 
+    @property
+    def narrow(self) -> Task:
+        """The same with weights of eight bits: norms and activations are launches of their own."""
+        outputs = self.num_outputs * (2 if self.gated else 1)
+        return self._replace(num_outputs=outputs, weight_bits=8, normed=False, gated=False)
+
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`library`: torch's product, norm and activation as launches of their own. The others are the files of those
@@ -73,7 +77,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.kind == "gemv":
             return task.num_rows == 1
         if self.kind == "resident":
-            return task.bucket <= self.rows
+            return task.bucket <= self.rows and task.weight_bits > 8
         tiles = -(-task.bucket // self.rows) * -(-task.num_outputs // max(1, self.block_n))
         elements = tiles * self.rows * self.block_n * (2 if task.gated else 1)
         return self.splits == 1 or (tiles <= TILES and elements * self.splits <= PARTS)
@@ -88,6 +92,9 @@ def _split(rows: int, block_n: int, splits: int, stages: int, prefetch: int) -> 
         prefetch=prefetch, rows=rows,
     )  # fmt: skip
 
+
+NARROW_TILES = ((64, 128, 6), (64, 256, 4), (128, 128, 4), (128, 256, 3))
+"""Outputs and columns of products in eight bits, and the stages of their pipelines."""
 
 MEASURED = {
     "2048x8192-w16-m1-add": Choice("gemv", block_n=4, block_k=512, warps=2, fuses_norm=True),
@@ -115,8 +122,10 @@ def default_choice(task: Task) -> Choice:
     if task.weight_bits == 32:
         return LIBRARY
     if task.num_rows <= MAX_SKINNY_ROWS:
+        if task.weight_bits == 8:
+            return _default_narrow(task)
         return _resident(task) if _rests(task) else _skinny(task)
-    return _wide(task) if task.weight_bits == 8 and task.num_rows < WIDEN_FROM_ROWS else LIBRARY
+    return LIBRARY
 
 
 def fixed_choice(task: Task) -> Choice:
@@ -128,7 +137,7 @@ def fixed_choice(task: Task) -> Choice:
     rows = 128 if task.num_rows > MAX_SKINNY_ROWS else max(16, task.bucket)
     block_n = 128 if rows == 128 else 64
     return Choice(
-        "product", block_n=block_n // 2 if task.gated else block_n, block_k=64, rows=rows,
+        "product", block_n=block_n // 2 if task.gated else block_n, block_k=1024 // task.weight_bits, rows=rows,
         warps=8 if rows == 128 else 4, stages=3 if rows == 128 else 6, prefetch=512,
     )  # fmt: skip
 
@@ -139,15 +148,17 @@ def candidates(task: Task) -> list[Choice]:
     found = [default]
     if default.kind == "gemv":
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
-    elif default.kind != "library" and task.num_rows <= MAX_SKINNY_ROWS:
+    elif default.kind != "library" and task.weight_bits == 8:
+        found += [_narrow(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
+    elif default.kind != "library":
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
-        found += [_resident(task)] if task.bucket <= 16 and task.weight_bits == 16 else []
+        found += [_resident(task)] if task.bucket <= 16 else []
     return [choice for choice in dict.fromkeys([*found, LIBRARY]) if choice.fits(task)]
 
 
 def _gemv(task: Task) -> Choice:
     if task.weight_bits == 8:
-        return _gemv_of(task, 4, 4096 if task.normed else 512)
+        return _gemv_of(task, 4, 512)
     if task.num_inputs <= 1024:
         return _gemv_of(task, 2 if task.gated else 4, 512)
     if task.gated:
@@ -169,7 +180,7 @@ def _gemv_of(task: Task, rows: int, columns: int) -> Choice:
 def _rests(task: Task) -> bool:
     """Whether the weight is small enough, and the rows few enough, for `resident`."""
     elements = task.num_outputs * task.num_inputs * (2 if task.gated else 1)
-    if task.weight_bits != 16 or task.bucket > 16 or task.num_inputs > 4096:
+    if task.bucket > 16 or task.num_inputs > 4096:
         return False
     if task.bucket == 16:
         return task.added and elements <= 2 << 20
@@ -188,33 +199,41 @@ def _resident(task: Task) -> Choice:
 
 def _skinny(task: Task, splits: int = 0) -> Choice:
     """Deep pipelines of few programs where that fills the card, splits where it does not."""
-    rows, is_eight = max(16, task.bucket), task.weight_bits == 8
+    rows = max(16, task.bucket)
     natural, columns = 1, 256
     if task.num_outputs > 1 << 16:
-        block_n, block_k, warps, stages = 128, 128, 8, 3
-        if rows == 16:
-            block_n, block_k, warps, stages = (64, 256, 4, 3) if is_eight else (64, 128, 4, 4)
+        block_n, warps, stages = (64, 4, 4) if rows == 16 else (128, 8, 3)
     elif task.gated:
-        block_n, block_k, warps = (64, 128, 8) if is_eight and rows < 64 else (32, 128, 4)
-        stages = 3 if warps == 8 or rows == 64 and task.num_outputs > 4096 and not is_eight else 4
-    elif is_eight:
-        block_n, warps, natural = 64, 4, 4 if rows < 64 else 2
-        block_k, stages = (128, 4) if task.num_outputs > 4096 and rows > 16 else (256, 3)
+        block_n, warps, stages = 32, 4, 3 if rows == 64 and task.num_outputs > 4096 else 4
     else:
         is_deep = task.num_inputs <= 4096 and task.num_outputs >= 2048 and rows < 64
-        block_n, block_k, warps, stages = 64, 128, 4, 6 if is_deep else 4
+        block_n, warps, stages = 64, 4, 6 if is_deep else 4
         natural, columns = 1 if is_deep or (task.normed and rows == 64) else 2, 512 if is_deep else 256
-    wanted = Choice(
-        "product", block_n=block_n, block_k=block_k, splits=splits or natural, warps=warps, stages=stages,
-        prefetch=columns, rows=rows,
+    return _fitting(
+        task,
+        Choice(
+            "product", block_n=block_n, block_k=128, splits=splits or natural, warps=warps, stages=stages,
+            prefetch=columns, rows=rows,
+        ),
     )  # fmt: skip
+
+
+def _default_narrow(task: Task) -> Choice:
+    if task.num_outputs > 1 << 14:
+        return _narrow(task, 128, 128, 4, 1)
+    return _narrow(task, 64, 256, 4, 4 if task.num_rows <= 32 else 2)
+
+
+def _narrow(task: Task, block_n: int, block_k: int, stages: int, splits: int) -> Choice:
+    wanted = Choice(
+        "product", block_n=block_n, block_k=block_k, splits=splits, warps=block_n // 16, stages=stages,
+        prefetch=512, rows=max(16, task.bucket),
+    )  # fmt: skip
+    return _fitting(task, wanted)
+
+
+def _fitting(task: Task, wanted: Choice) -> Choice:
     return wanted if wanted.fits(task) else msgspec.structs.replace(wanted, splits=1)
-
-
-def _wide(task: Task) -> Choice:
-    if task.gated and task.num_rows > 128:
-        return Choice("product", block_n=64, block_k=64, rows=256, warps=8, stages=3)
-    return Choice("product", block_n=32 if task.gated else 64, block_k=128, rows=128, warps=4, stages=3)
 
 
 def _power_of_two(size: int) -> int:

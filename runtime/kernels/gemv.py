@@ -36,12 +36,12 @@ def _finish(total, n, scale, bias):
 
 @triton.jit
 def gemv(
-    x, rows, weight, scale, bias, norm, out, eps, N,
+    x, rows, x_scale, weight, scale, bias, norm, out, eps, N,
     K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x [*, K], its row 0 or the row named by rows [1]; out [N], added to where ADD. `norm` [K]: an RMS norm's weight.
-    GATED: weight is [2 * N, K], gates first."""
+    GATED: weight is [2 * N, K], gates first. Where x is in eight bits neither is."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, N - 1)
     k = tl.arange(0, BLOCK_K)
@@ -78,6 +78,8 @@ def gemv(
         result *= rstd
         if GATED:
             other *= rstd
+    if x_scale is not None:
+        result *= tl.load(x_scale)
     result = _finish(result, row, scale, bias)
     if ACTIVATION is not None:
         result = activated(result, ACTIVATION)

@@ -5,8 +5,9 @@ projection into the residual stream), `norm_up` (gate, up and activation), `line
 `norm_linear` of chosen rows. Which kernel runs is settled by shape and number of rows alone, at the call: nothing reads
 the device and nothing is allocated, so every call may be captured in a graph.
 
-In deterministic mode every product is the same kernel with the same blocks whatever the number of rows, so a row's
-result does not depend on its neighbours, bit for bit.
+Where the weight has eight bits its rows go in with eight too, whatever their number: the norm or activation before it
+writes them so, or a launch that does nothing else. In deterministic mode every product is the same kernel with the same
+blocks whatever the number of rows, so a row's result does not depend on its neighbours, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from .activation import activation
 from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
+from .narrow import Rows, narrow
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
-from .weight import Weight, widen
-from .workspace import WIDENED, allocated, for_linears
+from .weight import Weight
+from .workspace import Widths, allocated, for_linears
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +48,8 @@ class Extras(NamedTuple):
 
 
 class Linears:
-    """Owns the workspace: used by one stream at a time.
-
-    `max_tokens` rows of at most `normed_width` go into a norm, of at most `up_width` (twice the intermediate size
-    where gated) into an activation. `tuned` holds choices by `Task.key`.
-    """
+    """Owns the workspace, for `max_tokens` rows at most: used by one stream at a time. `tuned` holds choices by
+    `Task.key`."""
 
     def __init__(
         self,
@@ -58,30 +57,21 @@ class Linears:
         dtype: torch.dtype,
         *,
         max_tokens: int,
-        normed_width: int,
-        up_width: int,
-        eight_bit: bool = False,
+        widths: Widths,
         deterministic: bool = False,
         tuned: Mapping[str, Choice] | None = None,
     ) -> None:
-        self._deterministic = deterministic
+        self._dtype, self._deterministic = dtype, deterministic
         self.tuned = {} if tuned is None else dict(tuned)
-        buffers = for_linears(
-            str(dtype).removeprefix("torch."), max_tokens=max_tokens, normed_width=normed_width,
-            up_width=up_width, eight_bit=eight_bit,
-        )  # fmt: skip
-        self._normed, self._ups, self._widened, self._parts, self._arrivals = allocated(
-            buffers, device
-        ).values()
+        self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
         self._pdl = can_depend(device)
 
     @property
     def num_bytes(self) -> int:
         """Of the workspace."""
-        owned = (self._normed, self._ups, self._widened, self._parts, self._arrivals)
-        return sum(tensor.nbytes for tensor in owned)
+        return sum(tensor.nbytes for tensor in self._buffers.values())
 
-    def linear(self, x: Tensor, weight: Weight, out: Tensor) -> None:
+    def linear(self, x: Rows, weight: Weight, out: Tensor) -> None:
         """x [M, K] contiguous, out [M, N]."""
         self._run(x, None, weight, out, Extras())
 
@@ -89,16 +79,22 @@ class Linears:
         self, x: Tensor, norm: Norm, weight: Weight, out: Tensor, rows: Tensor | None = None
     ) -> None:
         """out [M, N] = linear(norm(x)), x [M, K]; or of the M rows of x named by the int32 `rows`."""
-        self._run(x, rows, weight, out, Extras(norm=norm))
+        self._run(Rows(x), rows, weight, out, Extras(norm=norm))
 
-    def norm_up(
-        self, x: Tensor, norm: Norm, weight: Weight, activation: str, out: Tensor, *, gated: bool
-    ) -> None:
-        """x [M, H]; out [M, I] = activation(gate) * up of norm(x), weight [2 * I, H] with the gates first; or, where
-        not gated, activation(up), weight [I, H]."""
-        self._run(x, None, weight, out, Extras(norm, activation, gated))
+    def norm_up(self, x: Tensor, norm: Norm, weight: Weight, name: str, *, gated: bool) -> Rows:
+        """x [M, H]; gives [M, I], until the next call of this: activation(gate) * up of norm(x), weight [2 * I, H] with
+        the gates first; or, where not gated, activation(up), weight [I, H]."""
+        width = weight.num_outputs // (2 if gated else 1)
+        if weight.scale is None:
+            out = self._buffer("activated", len(x), width)
+            self._run(Rows(x), None, weight, out, Extras(norm, name, gated))
+            return Rows(out)
+        ups, rows = self._buffer("ups", len(x), weight.num_outputs), self._narrow(len(x), width)
+        self._run(Rows(x), None, weight, ups, Extras(norm=norm))
+        activation(ups, name, rows, gated=gated)
+        return rows
 
-    def linear_add(self, x: Tensor, weight: Weight, residual: Tensor) -> None:
+    def linear_add(self, x: Rows, weight: Weight, residual: Tensor) -> None:
         """Add linear(x), x [M, K], to residual [M, N] in place."""
         self._run(x, None, weight, residual, Extras(add=True))
 
@@ -106,27 +102,51 @@ class Linears:
         if self._deterministic:
             return fixed_choice(task)
         tuned = self.tuned.get(task.key)
-        return tuned if tuned is not None and tuned.fits(task) else default_choice(task)
+        found = tuned if tuned is not None and tuned.fits(task) else default_choice(task)
+        return found if found.kind != "library" or self._has_library(task) else fixed_choice(task)
 
-    def _run(self, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
+    def _has_library(self, task: Task) -> bool:
+        """torch multiplies rows of eight bits, on every card that has them, in multiples of 16 and into bf16."""
+        is_even = task.num_outputs % 16 == 0 and task.num_inputs % 16 == 0
+        return task.weight_bits > 8 or (is_even and self._dtype == torch.bfloat16)
+
+    def _buffer(self, name: str, num_rows: int, width: int) -> Tensor:
+        return self._buffers[name][: num_rows * width].view(num_rows, width)
+
+    def _narrow(self, num_rows: int, width: int) -> Rows:
+        return Rows(self._buffer("narrow", num_rows, width), self._buffers["scales"][:num_rows])
+
+    def _run(self, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
         (num_rows, num_outputs), bits = out.shape, weight.values.dtype.itemsize * 8
         if num_rows == 0:
             return
+        if weight.scale is not None and x.scale is None:
+            x, rows, extras = self._narrowed(x.values, rows, num_rows, extras)
         can_fuse = extras.norm is not None and extras.norm.rms and not self._deterministic
-        task = Task(num_outputs, x.size(1), num_rows, bits, can_fuse, extras.gated, extras.add)
+        task = Task(num_outputs, x.values.size(1), num_rows, bits, can_fuse, extras.gated, extras.add)
         try:
             self._by(self.choice(task), x, rows, weight, out, extras, can_fuse)
         except triton.OutOfResources:
-            if self._deterministic:
+            if self._deterministic or not self._has_library(task):
                 raise
             log.warning("%s: this card cannot hold %s; using the library", task.key, self.choice(task))
             self.tuned[task.key] = LIBRARY
             self._by(LIBRARY, x, rows, weight, out, extras, can_fuse)
 
+    def _narrowed(
+        self, x: Tensor, rows: Tensor | None, num_rows: int, extras: Extras
+    ) -> tuple[Rows, None, Extras]:
+        out = self._narrow(num_rows, x.size(1))
+        if extras.norm is None:
+            narrow(x, out)
+        else:
+            norm(x, extras.norm, out, rows)
+        return out, None, extras._replace(norm=None)
+
     def _by(
         self,
         choice: Choice,
-        x: Tensor,
+        x: Rows,
         rows: Tensor | None,
         weight: Weight,
         out: Tensor,
@@ -134,26 +154,27 @@ class Linears:
         can_fuse: bool,
     ) -> None:
         if extras.norm is not None and not (can_fuse and choice.fuses_norm):
-            normed = self._normed[: out.size(0) * x.size(1)].view(out.size(0), -1)
-            norm(x, extras.norm, normed, rows)
+            normed = Rows(self._buffer("normed", out.size(0), x.values.size(1)))
+            norm(x.values, extras.norm, normed, rows)
             x, rows, extras = normed, None, extras._replace(norm=None)
         if choice.kind == "gemv":
             self._by_gemv(choice, x, rows, weight, out, extras)
         elif choice.kind == "resident":
-            self._by_resident(choice, x, rows, weight, out, extras)
+            self._by_resident(choice, x.values, rows, weight, out, extras)
         elif choice.kind == "product":
             self._by_product(choice, x, weight, out, extras)
         else:
             self._by_library(x, weight, out, extras)
 
     def _by_gemv(
-        self, choice: Choice, x: Tensor, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
+        self, choice: Choice, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
     ) -> None:
         norm_weight, eps = (None, 0.0) if extras.norm is None else (extras.norm.weight, extras.norm.eps)
         n = out.size(1)
         gemv[(triton.cdiv(n, choice.block_n),)](
-            x, rows, weight.values, weight.scale, weight.bias, norm_weight, out, eps, n,
-            x.size(1), choice.block_n, choice.block_k, extras.gated, extras.activation, extras.add, self._pdl,
+            x.values, rows, x.scale, weight.values, weight.scale, weight.bias, norm_weight, out, eps, n,
+            x.values.size(1), choice.block_n, choice.block_k,
+            extras.gated, extras.activation, extras.add, self._pdl,
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
 
@@ -163,42 +184,43 @@ class Linears:
         norm_weight, eps = (None, 0.0) if extras.norm is None else (extras.norm.weight, extras.norm.eps)
         num_rows, n = out.shape
         resident[(triton.cdiv(n, choice.block_n),)](
-            x, rows, weight.values, weight.scale, weight.bias, norm_weight, out, eps, num_rows, n,
+            x, rows, weight.values, weight.bias, norm_weight, out, eps, num_rows, n,
             x.size(1), choice.rows, choice.block_n, choice.block_k, choice.splits,
             extras.gated, extras.activation, extras.add, PRECISION, self._pdl,
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
 
-    def _by_product(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
-        (num_rows, n), k = out.shape, x.size(1)
+    def _by_product(self, choice: Choice, x: Rows, weight: Weight, out: Tensor, extras: Extras) -> None:
+        (num_rows, n), k = out.shape, x.values.size(1)
         blocks, tiles = triton.cdiv(n, choice.block_n), triton.cdiv(num_rows, choice.rows)
         even = k % (choice.block_k * choice.splits) == 0
         product[(blocks, tiles, choice.splits)](
-            x, weight.values, weight.scale, weight.bias, out, self._parts, self._arrivals, num_rows, n, k,
+            x.values, x.scale, weight.values, weight.scale, weight.bias, out,
+            self._buffers["parts"], self._buffers["arrivals"], num_rows, n, k,
             choice.rows, choice.block_n, choice.block_k, choice.splits, even,
             extras.gated, extras.activation, extras.add, PRECISION, choice.prefetch, self._pdl,
             num_warps=choice.warps, num_stages=choice.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 
-    def _by_library(self, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
+    def _by_library(self, x: Rows, weight: Weight, out: Tensor, extras: Extras) -> None:
         if extras.activation is None:
-            self._multiply(x, weight, out, beta=int(extras.add))
+            self._multiply(x, weight, out, add=extras.add)
             return
-        ups = self._ups[: x.size(0) * weight.num_outputs].view(x.size(0), -1)
-        self._multiply(x, weight, ups, beta=0)
-        activation(ups, extras.activation, out, gated=extras.gated)
+        ups = self._buffer("ups", len(out), weight.num_outputs)
+        self._multiply(x, weight, ups, add=False)
+        activation(ups, extras.activation, Rows(out), gated=extras.gated)
 
-    def _multiply(self, x: Tensor, weight: Weight, out: Tensor, *, beta: int) -> None:
-        """out = beta * out + the library's product, then the bias; an 8-bit weight is widened a part at a time."""
-        if weight.scale is None:
-            torch.addmm(out, x, weight.values.t(), beta=beta, out=out)
+    def _multiply(self, x: Rows, weight: Weight, out: Tensor, *, add: bool) -> None:
+        """out, or what is added to it, is the library's product and the bias."""
+        if x.scale is None or weight.scale is None:
+            torch.addmm(out, x.values, weight.values.t(), beta=int(add), out=out)
         else:
-            step = WIDENED // weight.num_inputs
-            for at in range(0, weight.num_outputs, step):
-                values = weight.values[at : at + step]
-                wide = self._widened[: values.numel()].view(values.shape)
-                widen(values, weight.scale[at : at + step], wide)
-                part = out[:, at : at + step]
-                torch.addmm(part, x, wide.t(), beta=beta, out=part)
+            total = self._buffer("ups", *out.shape) if add else out
+            torch._scaled_mm(
+                x.values, weight.values.t(), scale_a=x.scale.unsqueeze(1), scale_b=weight.scale.unsqueeze(0),
+                out_dtype=out.dtype, use_fast_accum=True, out=total,
+            )  # fmt: skip
+            if add:
+                out += total
         if weight.bias is not None:
             out += weight.bias

@@ -1,4 +1,4 @@
-"""RMS and layer norms of rows. fp32 inside.
+"""RMS and layer norms of rows, as they are or in eight bits. fp32 inside.
 
 One program takes one row whole, so a row's result depends on nothing else. The rounding is transformers': an RMS norm
 rounds the normed row to the storage type before its weight multiplies it, a layer norm rounds once, at the end.
@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .dependent import can_depend
+from .narrow import Rows, in_eight_bits, row_warps
 
 
 class Norm(NamedTuple):
@@ -28,7 +29,7 @@ class Norm(NamedTuple):
 
 @triton.jit
 def _norm(
-    x, rows, weight, bias, out, eps,
+    x, rows, weight, bias, out, narrow, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, RMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -49,17 +50,21 @@ def _norm(
         y = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps) * scale.to(tl.float32)
         if bias is not None:
             y += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    if narrow is not None:
+        y, by = in_eight_bits(y.to(x.dtype.element_ty).to(tl.float32))
+        tl.store(narrow + row, by)
     tl.store(out + row * WIDTH + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-def norm(x: Tensor, parameters: Norm, out: Tensor, rows: Tensor | None = None) -> None:
-    """x [T, H] contiguous; out [T, H], or [len(rows), H] of the rows named by the int32 `rows`."""
-    count, width = out.shape
+def norm(x: Tensor, parameters: Norm, out: Rows, rows: Tensor | None = None) -> None:
+    """x [T, H] contiguous; out [T, H], or [len(rows), H] of the rows named by the int32 `rows`. What goes into eight
+    bits is rounded to x's type before."""
+    count, width = out.values.shape
     block, pdl = triton.next_power_of_2(width), can_depend(x.device)
     if count:
         _norm[(count,)](
-            x, rows, parameters.weight, parameters.bias, out, parameters.eps,
-            width, block, parameters.rms, pdl, num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
+            x, rows, parameters.weight, parameters.bias, out.values, out.scale, parameters.eps,
+            width, block, parameters.rms, pdl, num_warps=row_warps(block), launch_pdl=pdl,
         )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A product of any number of rows: x [M, K] times weight [N, K], with an activation or an addition after it.
 
 The weight is the left operand of the matrix unit and x, a tile of ROWS rows, its right one: so the long side of the
-weight fills the unit's 64 rows however few rows x has, and an 8-bit weight is widened in registers on its way in.
+weight fills the unit's 64 rows however few rows x has. Eight bits are multiplied as they are; what the unit sums of
+them loses bits, so its sums of a block of columns are added in fp32.
 Launched as a programmatic dependent, a program asks for its first weights before the kernel that computes x has ended.
 
 Where N is too small to keep the card busy the columns are split: each program leaves its part in `parts`, and the one
@@ -21,10 +22,10 @@ from .activation import activated
 def multiplied(w, y, total, PRECISION: tl.constexpr):
     if PRECISION == "interpreted":  # the interpreter's `dot` knows no bf16
         total += tl.dot(w.to(tl.float32), y.to(tl.float32))
+    elif w.dtype.primitive_bitwidth == 8:
+        total += tl.dot(w, y)
     else:
-        if w.dtype.primitive_bitwidth == 8:
-            w = w.to(tl.float32)  # on its way to bf16: the direct conversion takes four times as long
-        total = tl.dot(w.to(y.dtype), y, total, input_precision=PRECISION)
+        total = tl.dot(w, y, total, input_precision=PRECISION)
     return total
 
 
@@ -89,7 +90,7 @@ def finished(
 
 @triton.jit
 def product(
-    x, weight, scale, bias, out, parts, arrivals, M, N, K,
+    x, x_scale, weight, scale, bias, out, parts, arrivals, M, N, K,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -107,7 +108,8 @@ def product(
             prefetch(weight, row, K, first, PREFETCH)
         gdc_wait()
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    source = tl.minimum(m, M - 1).to(tl.int64) * K
+    own = tl.minimum(m, M - 1)
+    source = own.to(tl.int64) * K
     total = tl.zeros([TILE, ROWS], tl.float32)
     for start in range(first, min(first + length, K), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -127,6 +129,8 @@ def product(
             return
         tl.store(arrivals + tile, 0)
         total = _summed(parts, SPLITS, stride)
+    if x_scale is not None:
+        total *= tl.load(x_scale + own)[None, :]
     total = finished(total, row, scale, bias, ROWS, BLOCK_N, GATED, ACTIVATION)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     at = out + m[None, :].to(tl.int64) * N + n[:, None]

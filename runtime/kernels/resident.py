@@ -40,7 +40,7 @@ def _rows(x, source, k, K: tl.constexpr, EVEN: tl.constexpr):
 
 @triton.jit
 def resident(
-    x, rows, weight, scale, bias, norm, out, eps, M, N,
+    x, rows, weight, bias, norm, out, eps, M, N,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +80,7 @@ def resident(
         total = multiplied(w, y, total, PRECISION)
         if start + BLOCK_K < K:
             w = _slices(weight, row, at + BLOCK_K, K, EVEN)
-    result = finished(tl.sum(total, 0), row, scale, bias, ROWS, BLOCK_N, GATED, ACTIVATION)
+    result = finished(tl.sum(total, 0), row, None, bias, ROWS, BLOCK_N, GATED, ACTIVATION)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = out + m[None, :].to(tl.int64) * N + n[:, None]
     live = (m < M)[None, :] & (n < N)[:, None]

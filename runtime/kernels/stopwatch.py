@@ -1,4 +1,5 @@
-"""Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own.
+"""Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own. In eight
+bits its rows are narrowed before.
 
 One weight read again and again would be served from the card's cache; here their sum exceeds it, as a model's does.
 """
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from .choice import Choice, Task
 from .linear import Linears
+from .narrow import Rows, narrowed
 from .norm import Norm
 from .weight import Weight
+from .workspace import Widths
 
 MIN_BYTES = 200 << 20
 MAX_COPIES = 40
@@ -29,10 +32,8 @@ class Stopwatch:
     def __init__(self, device: torch.device, *, pool_bytes: int, most_rows: int, widest: int) -> None:
         self._device = device
         self._pool = torch.randn(pool_bytes // 2, device=device, dtype=torch.bfloat16).mul_(0.03)
-        self._linears = Linears(
-            device, torch.bfloat16, max_tokens=most_rows, normed_width=widest, up_width=2 * widest,
-            eight_bit=True,
-        )  # fmt: skip
+        widths = Widths(normed=widest, activated=widest, ups=2 * widest)
+        self._linears = Linears(device, torch.bfloat16, max_tokens=most_rows, widths=widths)
 
     def __call__(self, task: Task, choice: Choice | None = None) -> float:
         """Median seconds of one call; of the default choice where none is given. Infinity where it cannot run."""
@@ -52,10 +53,11 @@ class Stopwatch:
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
         out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)
         norm = Norm(x[0].clone(), None, 1e-5, True)
+        rows = Rows(x) if task.weight_bits == 16 else Rows(*narrowed(x))
 
         def launch() -> None:
             for weight in weights:
-                self._call(task, x, norm, weight, out)
+                self._call(task, rows, norm, weight, out)
 
         return launch, len(weights)
 
@@ -72,11 +74,11 @@ class Stopwatch:
         copies = min(MAX_COPIES, pool.numel() // elements, max(2, needed))
         return [Weight(pool[i * elements : (i + 1) * elements].view(shape), scale) for i in range(copies)]
 
-    def _call(self, task: Task, x: Tensor, norm: Norm, weight: Weight, out: Tensor) -> None:
+    def _call(self, task: Task, x: Rows, norm: Norm, weight: Weight, out: Tensor) -> None:
         if task.gated:
-            self._linears.norm_up(x, norm, weight, "silu", out, gated=True)
+            self._linears.norm_up(x.values, norm, weight, "silu", gated=True)
         elif task.normed:
-            self._linears.norm_linear(x, norm, weight, out)
+            self._linears.norm_linear(x.values, norm, weight, out)
         elif task.added:
             self._linears.linear_add(x, weight, out)
         else:

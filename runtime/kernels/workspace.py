@@ -15,8 +15,6 @@ from .choice import PARTS, TILES
 if TYPE_CHECKING:
     import torch
 
-WIDENED = 16 << 20
-"""Values of an 8-bit weight that are widened at a time for the library's product."""
 SCAN_BLOCK, SCAN_PART = 2048, 128
 SHORTLISTED = 2048
 """Tokens of a row's short list."""
@@ -67,13 +65,23 @@ def allocated(buffers: Buffers, device: torch.device) -> dict[str, torch.Tensor]
     }
 
 
-def for_linears(
-    dtype: str, *, max_tokens: int, normed_width: int, up_width: int, eight_bit: bool
-) -> dict[str, Buffer]:
+class Widths(NamedTuple):
+    """Of the widest rows that products take and give, 0 where there are none: `normed` and `activated` go into one,
+    `ups` come out and are activated or added, `narrow` go in with eight bits."""
+
+    normed: int = 0
+    activated: int = 0
+    ups: int = 0
+    narrow: int = 0
+
+
+def for_linears(dtype: str, max_tokens: int, widths: Widths) -> dict[str, Buffer]:
     return {
-        "normed": Buffer((max_tokens * normed_width,), dtype),
-        "ups": Buffer((max_tokens * up_width,), dtype),
-        "widened": Buffer((WIDENED if eight_bit else 0,), dtype),
+        "normed": Buffer((max_tokens * widths.normed,), dtype),
+        "activated": Buffer((max_tokens * widths.activated,), dtype),
+        "ups": Buffer((max_tokens * widths.ups,), dtype),
+        "narrow": Buffer((max_tokens * widths.narrow,), "float8_e4m3fn"),
+        "scales": Buffer((max_tokens if widths.narrow else 0,), "float32"),
         "parts": Buffer((PARTS,), "float32"),
         "arrivals": Buffer((TILES,)),
     }

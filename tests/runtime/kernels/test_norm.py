@@ -7,6 +7,7 @@ import torch
 
 from jitney.runtime.kernels.activation import ACTIVATIONS, activation, activation_reference
 from jitney.runtime.kernels.embedding import embedding, embedding_reference
+from jitney.runtime.kernels.narrow import Rows
 from jitney.runtime.kernels.norm import Norm, norm, norm_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,10 +31,10 @@ def test_a_norm_is_its_twin(dtype: torch.dtype, rms: bool, width: int) -> None:
     bias = None if rms else drawn(width, dtype=dtype, seed=2)
     parameters = Norm(drawn(width, dtype=dtype, seed=1), bias, 1e-5, rms)
     out = torch.full_like(x, torch.nan)
-    norm(x, parameters, out)
+    norm(x, parameters, Rows(out))
     assert close(out, norm_reference(x, parameters))
     rows = torch.tensor([3, 0], dtype=torch.int32, device=DEVICE)
-    norm(x, parameters, out[:2], rows)
+    norm(x, parameters, Rows(out[:2]), rows)
     assert close(out[:2], norm_reference(x, parameters, rows))
 
 
@@ -41,7 +42,7 @@ def test_a_row_of_nan_stays_its_own() -> None:
     x = drawn(3, 64, dtype=torch.bfloat16)
     x[1] = torch.nan
     out = torch.empty_like(x)
-    norm(x, Norm(drawn(64, dtype=torch.bfloat16, seed=1), None, 1e-6, True), out)
+    norm(x, Norm(drawn(64, dtype=torch.bfloat16, seed=1), None, 1e-6, True), Rows(out))
     assert out.isfinite().all(dim=1).tolist() == [True, False, True]
 
 
@@ -51,7 +52,7 @@ def test_a_row_of_nan_stays_its_own() -> None:
 def test_an_activation_is_its_twin(dtype: torch.dtype, name: str, gated: bool) -> None:
     x = drawn(4, 192, dtype=dtype)
     out = torch.empty(4, 96 if gated else 192, dtype=dtype, device=DEVICE)
-    activation(x, name, out, gated=gated)
+    activation(x, name, Rows(out), gated=gated)
     assert close(out, activation_reference(x, name, gated=gated))
 
 
