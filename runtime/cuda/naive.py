@@ -40,12 +40,9 @@ class NaiveOps:
 
     def mlp(self, x: Tensor, weights: Packed, up: Packed, down: Packed) -> None:
         ups = self.norm_linear(x, weights, up)
-        if self._model.gated_mlp:
-            gates, ups = ups.chunk(2, dim=1)
-            activated = activate(gates, self._model.activation) * ups
-        else:
-            activated = activate(ups, self._model.activation)
-        self.linear_add(activated, down, x)
+        gates, *others = ups.chunk(2 if self._model.gated_mlp else 1, dim=1)
+        activated = activate(gates, self._model.activation)
+        self.linear_add(activated * others[0] if others else activated, down, x)
 
     def attend(self, layer: int, qkv: Tensor, gathered: Gathered, size: Pass) -> Tensor:
         model, shared = self._model, self._layers.shared

@@ -20,7 +20,7 @@ from ..kernels.choice import Choice
 from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
-from ..kernels.narrow import narrowed
+from ..kernels.narrow import narrowed_weight
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
@@ -253,8 +253,7 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Te
 
 
 def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    values, scale = narrowed(weight)
-    return {**_pack(values, bias), "scale": scale}
+    return _pack_stored(*narrowed_weight(weight), bias)
 
 
 def _pack_stored(

@@ -14,16 +14,7 @@ from ..config import EngineConfig
 from ..errors import CannotServe
 from ..kernels import workspace
 from ..model.config import ModelConfig
-from .sizes import (
-    PAGE_TOKENS,
-    Sizes,
-    buffer_shapes,
-    linear_widths,
-    page_elements,
-    region_words,
-    slot_regions,
-    up_width,
-)
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths, page_elements, region_words, slot_regions
 
 MAX_ROWS = 256
 MAX_PREFILL_TOKENS = 8192
@@ -145,7 +136,7 @@ def _sampling(model: ModelConfig, sizes: Sizes) -> int:
 def weight_bytes(model: ModelConfig, value_bytes: int, linear_bytes: int) -> int:
     """Of all weights as they lie on the card; tied embeddings lie there once, unless the output layer is narrowed."""
     hidden, inner, dim = model.hidden_size, model.intermediate_size, model.head_dim
-    qkv, ups = dim * (model.num_heads + 2 * model.num_kv_heads), up_width(model)
+    qkv, ups = dim * (model.num_heads + 2 * model.num_kv_heads), linear_widths(model, narrow=False).ups
     matrices = hidden * (qkv + dim * model.num_heads + ups + inner)
     scales = 4 * (model.num_layers * (qkv + hidden + ups + hidden) + model.vocab_size)
     biases = qkv * model.qkv_bias + hidden * model.attention_out_bias + (ups + hidden) * model.mlp_bias

@@ -78,13 +78,10 @@ def region_words(shape: Iterable[int]) -> int:
     return -(-prod(shape) // REGION_WORDS) * REGION_WORDS
 
 
-def up_width(model: ModelConfig) -> int:
-    return (2 if model.gated_mlp else 1) * model.intermediate_size
-
-
 def linear_widths(model: ModelConfig, *, narrow: bool) -> Widths:
     """Of a layer's rows; `narrow`: its weights have eight bits."""
-    hidden, inner, ups = model.hidden_size, model.intermediate_size, up_width(model)
+    hidden, inner = model.hidden_size, model.intermediate_size
+    ups = (2 if model.gated_mlp else 1) * inner
     if not narrow:
         return Widths(normed=hidden, activated=inner, ups=ups)
     return Widths(ups=max(ups, hidden), narrow=max(hidden, inner, model.num_heads * model.head_dim))

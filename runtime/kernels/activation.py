@@ -10,7 +10,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .dependent import can_depend
-from .narrow import Rows, in_eight_bits, row_warps
+from .narrow import Rows, in_eight_bits
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "squared_relu")
 
@@ -43,7 +43,9 @@ def _activation(
         gdc_launch_dependents()
         gdc_wait()
     x += row * width * (2 if GATED else 1)
-    y = activated(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
+    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION is not None:
+        y = activated(y, ACTIVATION)
     if GATED:
         y *= tl.load(x + width + at, mask=inside, other=0.0).to(tl.float32)
     if narrow is not None:
@@ -52,16 +54,16 @@ def _activation(
     tl.store(out + row * width + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-def activation(x: Tensor, name: str, out: Rows, *, gated: bool) -> None:
+def activation(x: Tensor, name: str | None, out: Rows, *, gated: bool) -> None:
     """x [T, I], or [T, 2 * I] where gated (gates first, then what they gate); out [T, I]; both contiguous. What goes
-    into eight bits is rounded to x's type before, by one program a row."""
+    into eight bits is rounded to x's type before, by one program a row; without a name that is all that happens."""
     (num_rows, width), is_narrow = out.values.shape, out.scale is not None
     block = triton.next_power_of_2(width)
     block, pdl = (block, can_depend(x.device)) if is_narrow else (min(2048, block), False)
     if num_rows:
         _activation[(num_rows, triton.cdiv(width, block))](
             x, out.values, out.scale, width, name, gated, block, pdl,
-            num_warps=row_warps(block), launch_pdl=pdl,
+            num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
         )  # fmt: skip
 
 

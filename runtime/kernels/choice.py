@@ -87,13 +87,10 @@ LIBRARY = Choice("library")
 
 
 def _split(rows: int, block_n: int, splits: int, stages: int, prefetch: int) -> Choice:
-    return Choice(
-        "product", block_n=block_n, block_k=128, splits=splits, warps=block_n // 16, stages=stages,
-        prefetch=prefetch, rows=rows,
-    )  # fmt: skip
+    return Choice("product", block_n, 128, splits, block_n // 16, stages, prefetch, rows)
 
 
-NARROW_TILES = ((64, 128, 6), (64, 256, 4), (128, 128, 4), (128, 256, 3))
+NARROW_TILES = ((64, 256, 4), (128, 128, 4), (64, 128, 6), (128, 256, 3))
 """Outputs and columns of products in eight bits, and the stages of their pipelines."""
 
 MEASURED = {
@@ -122,8 +119,10 @@ def default_choice(task: Task) -> Choice:
     if task.weight_bits == 32:
         return LIBRARY
     if task.num_rows <= MAX_SKINNY_ROWS:
+        if task.weight_bits == 8 and task.num_outputs > 1 << 14:
+            return _product(task, 128, 128, stages=4, splits=1)
         if task.weight_bits == 8:
-            return _default_narrow(task)
+            return _product(task, 64, 256, stages=4, splits=4 if task.num_rows <= 32 else 2)
         return _resident(task) if _rests(task) else _skinny(task)
     return LIBRARY
 
@@ -148,9 +147,9 @@ def candidates(task: Task) -> list[Choice]:
     found = [default]
     if default.kind == "gemv":
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
-    elif default.kind != "library" and task.weight_bits == 8:
-        found += [_narrow(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
-    elif default.kind != "library":
+    if task.weight_bits == 8 and task.num_rows <= MAX_SKINNY_ROWS:
+        found += [_product(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
+    elif default.kind in ("resident", "product"):
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
         found += [_resident(task)] if task.bucket <= 16 else []
     return [choice for choice in dict.fromkeys([*found, LIBRARY]) if choice.fits(task)]
@@ -171,10 +170,8 @@ def _gemv(task: Task) -> Choice:
 def _gemv_of(task: Task, rows: int, columns: int) -> Choice:
     """As many warps as give each thread 16 bytes of every row."""
     columns = min(columns, _power_of_two(task.num_inputs))
-    bits = min(task.weight_bits, 16)
-    return Choice(
-        "gemv", block_n=rows, block_k=columns, warps=max(1, columns * bits // 4096), fuses_norm=True
-    )
+    warps = max(1, columns * min(task.weight_bits, 16) // 4096)
+    return Choice("gemv", rows, columns, warps=warps, fuses_norm=True)
 
 
 def _rests(task: Task) -> bool:
@@ -202,37 +199,20 @@ def _skinny(task: Task, splits: int = 0) -> Choice:
     rows = max(16, task.bucket)
     natural, columns = 1, 256
     if task.num_outputs > 1 << 16:
-        block_n, warps, stages = (64, 4, 4) if rows == 16 else (128, 8, 3)
+        block_n, stages = (64, 4) if rows == 16 else (128, 3)
     elif task.gated:
-        block_n, warps, stages = 32, 4, 3 if rows == 64 and task.num_outputs > 4096 else 4
+        block_n, stages = 32, 3 if rows == 64 and task.num_outputs > 4096 else 4
     else:
         is_deep = task.num_inputs <= 4096 and task.num_outputs >= 2048 and rows < 64
-        block_n, warps, stages = 64, 4, 6 if is_deep else 4
+        block_n, stages = 64, 6 if is_deep else 4
         natural, columns = 1 if is_deep or (task.normed and rows == 64) else 2, 512 if is_deep else 256
-    return _fitting(
-        task,
-        Choice(
-            "product", block_n=block_n, block_k=128, splits=splits or natural, warps=warps, stages=stages,
-            prefetch=columns, rows=rows,
-        ),
-    )  # fmt: skip
+    return _product(task, block_n, 128, stages, splits or natural, columns)
 
 
-def _default_narrow(task: Task) -> Choice:
-    if task.num_outputs > 1 << 14:
-        return _narrow(task, 128, 128, 4, 1)
-    return _narrow(task, 64, 256, 4, 4 if task.num_rows <= 32 else 2)
-
-
-def _narrow(task: Task, block_n: int, block_k: int, stages: int, splits: int) -> Choice:
-    wanted = Choice(
-        "product", block_n=block_n, block_k=block_k, splits=splits, warps=block_n // 16, stages=stages,
-        prefetch=512, rows=max(16, task.bucket),
-    )  # fmt: skip
-    return _fitting(task, wanted)
-
-
-def _fitting(task: Task, wanted: Choice) -> Choice:
+def _product(task: Task, block_n: int, block_k: int, stages: int, splits: int, prefetch: int = 512) -> Choice:
+    """Without splits where their sums would not fit."""
+    warps, rows = max(4, block_n // 16), max(16, task.bucket)
+    wanted = Choice("product", block_n, block_k, splits, warps, stages, prefetch, rows)
     return wanted if wanted.fits(task) else msgspec.structs.replace(wanted, splits=1)
 
 

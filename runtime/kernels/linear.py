@@ -24,7 +24,7 @@ from .activation import activation
 from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
-from .narrow import Rows, narrow
+from .narrow import Rows
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
@@ -65,11 +65,6 @@ class Linears:
         self.tuned = {} if tuned is None else dict(tuned)
         self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
         self._pdl = can_depend(device)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the workspace."""
-        return sum(tensor.nbytes for tensor in self._buffers.values())
 
     def linear(self, x: Rows, weight: Weight, out: Tensor) -> None:
         """x [M, K] contiguous, out [M, N]."""
@@ -117,46 +112,41 @@ class Linears:
         return Rows(self._buffer("narrow", num_rows, width), self._buffers["scales"][:num_rows])
 
     def _run(self, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
-        (num_rows, num_outputs), bits = out.shape, weight.values.dtype.itemsize * 8
-        if num_rows == 0:
+        is_narrow, bits = weight.scale is not None, weight.values.dtype.itemsize * 8
+        can_fuse = extras.norm is not None and extras.norm.rms and not is_narrow and not self._deterministic
+        task = Task(out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add)
+        if len(out) == 0:
             return
-        if weight.scale is not None and x.scale is None:
-            x, rows, extras = self._narrowed(x.values, rows, num_rows, extras)
-        can_fuse = extras.norm is not None and extras.norm.rms and not self._deterministic
-        task = Task(num_outputs, x.values.size(1), num_rows, bits, can_fuse, extras.gated, extras.add)
+        choice = self.choice(task)
+        is_ready = extras.norm is None and not (is_narrow and x.scale is None)
         try:
-            self._by(self.choice(task), x, rows, weight, out, extras, can_fuse)
+            if is_ready or (can_fuse and choice.fuses_norm):
+                self._by(choice, x, rows, weight, out, extras)
+            else:
+                ready = self._prepared(x.values, extras.norm, rows, len(out), is_narrow=is_narrow)
+                self._by(choice, ready, None, weight, out, extras._replace(norm=None))
         except triton.OutOfResources:
             if self._deterministic or not self._has_library(task):
                 raise
-            log.warning("%s: this card cannot hold %s; using the library", task.key, self.choice(task))
+            log.warning("%s: this card cannot hold %s; using the library", task.key, choice)
             self.tuned[task.key] = LIBRARY
-            self._by(LIBRARY, x, rows, weight, out, extras, can_fuse)
+            self._run(x, rows, weight, out, extras)
 
-    def _narrowed(
-        self, x: Tensor, rows: Tensor | None, num_rows: int, extras: Extras
-    ) -> tuple[Rows, None, Extras]:
-        out = self._narrow(num_rows, x.size(1))
-        if extras.norm is None:
-            narrow(x, out)
+    def _prepared(
+        self, x: Tensor, norm_: Norm | None, rows: Tensor | None, num_rows: int, *, is_narrow: bool
+    ) -> Rows:
+        """x as it goes into the product."""
+        width = x.size(1)
+        out = self._narrow(num_rows, width) if is_narrow else Rows(self._buffer("normed", num_rows, width))
+        if norm_ is None:
+            activation(x, None, out, gated=False)
         else:
-            norm(x, extras.norm, out, rows)
-        return out, None, extras._replace(norm=None)
+            norm(x, norm_, out, rows)
+        return out
 
     def _by(
-        self,
-        choice: Choice,
-        x: Rows,
-        rows: Tensor | None,
-        weight: Weight,
-        out: Tensor,
-        extras: Extras,
-        can_fuse: bool,
+        self, choice: Choice, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
     ) -> None:
-        if extras.norm is not None and not (can_fuse and choice.fuses_norm):
-            normed = Rows(self._buffer("normed", out.size(0), x.values.size(1)))
-            norm(x.values, extras.norm, normed, rows)
-            x, rows, extras = normed, None, extras._replace(norm=None)
         if choice.kind == "gemv":
             self._by_gemv(choice, x, rows, weight, out, extras)
         elif choice.kind == "resident":
@@ -203,24 +193,19 @@ class Linears:
         )  # fmt: skip
 
     def _by_library(self, x: Rows, weight: Weight, out: Tensor, extras: Extras) -> None:
-        if extras.activation is None:
-            self._multiply(x, weight, out, add=extras.add)
-            return
-        ups = self._buffer("ups", len(out), weight.num_outputs)
-        self._multiply(x, weight, ups, add=False)
-        activation(ups, extras.activation, Rows(out), gated=extras.gated)
-
-    def _multiply(self, x: Rows, weight: Weight, out: Tensor, *, add: bool) -> None:
-        """out, or what is added to it, is the library's product and the bias."""
+        """In eight bits there is no activation, and what is added is a product of its own first."""
+        is_apart = extras.activation is not None or (extras.add and x.scale is not None)
+        total = self._buffer("ups", len(out), weight.num_outputs) if is_apart else out
         if x.scale is None or weight.scale is None:
-            torch.addmm(out, x.values, weight.values.t(), beta=int(add), out=out)
+            torch.addmm(total, x.values, weight.values.t(), beta=int(extras.add), out=total)
         else:
-            total = self._buffer("ups", *out.shape) if add else out
             torch._scaled_mm(
                 x.values, weight.values.t(), scale_a=x.scale.unsqueeze(1), scale_b=weight.scale.unsqueeze(0),
                 out_dtype=out.dtype, use_fast_accum=True, out=total,
             )  # fmt: skip
-            if add:
-                out += total
         if weight.bias is not None:
-            out += weight.bias
+            total += weight.bias
+        if extras.activation is not None:
+            activation(total, extras.activation, Rows(out), gated=extras.gated)
+        elif is_apart:
+            out += total

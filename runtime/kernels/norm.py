@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .dependent import can_depend
-from .narrow import Rows, in_eight_bits, row_warps
+from .narrow import Rows, in_eight_bits
 
 
 class Norm(NamedTuple):
@@ -64,7 +64,7 @@ def norm(x: Tensor, parameters: Norm, out: Rows, rows: Tensor | None = None) -> 
     if count:
         _norm[(count,)](
             x, rows, parameters.weight, parameters.bias, out.values, out.scale, parameters.eps,
-            width, block, parameters.rms, pdl, num_warps=row_warps(block), launch_pdl=pdl,
+            width, block, parameters.rms, pdl, num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from triton import OutOfResources
 from jitney.runtime.kernels.activation import activation_reference
 from jitney.runtime.kernels.choice import Choice, Task
 from jitney.runtime.kernels.linear import Linears
-from jitney.runtime.kernels.narrow import Rows, narrowed
+from jitney.runtime.kernels.narrow import Rows, narrowed, narrowed_weight
 from jitney.runtime.kernels.norm import Norm, norm_reference
 from jitney.runtime.kernels.weight import Weight, product_reference
 from jitney.runtime.kernels.workspace import Widths
@@ -27,7 +27,7 @@ NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
 SPLIT = Choice("product", block_n=32, block_k=32, splits=2, stages=2, rows=16)
 LIBRARY = Choice("library")
-WIDTHS = Widths(normed=K, activated=N, ups=2 * N, narrow=K)
+WIDTHS = Widths(normed=K, activated=N, ups=K, narrow=K)
 
 
 class Fixed(Linears):
@@ -67,7 +67,7 @@ def weight(kind: str, outputs: int, dtype: torch.dtype, *, bias: bool = False) -
     offset = drawn(outputs, dtype=dtype, seed=2) if bias else None
     if kind == "plain":
         return Weight(values, None, offset)
-    return Weight(*narrowed(values), offset)
+    return Weight(*narrowed_weight(values), offset)
 
 
 def blank(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -164,6 +164,38 @@ def test_deterministic_rows_do_not_depend_on_their_number(kind: str, dtype: torc
         part = blank(last - first, N, dtype=dtype)
         linears.norm_linear(x[first:last], norm, w, part)
         assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_in_eight_bits_a_row_gives_the_same_for_every_number_of_rows(deterministic: bool) -> None:
+    """One row, a few, the most that are few, and more: other kernels, the same rows narrowed alike."""
+    dtype, counts = torch.bfloat16, (1, 3, 64, 65, 200)
+    linears = Linears(DEVICE, dtype, max_tokens=200, widths=WIDTHS, deterministic=deterministic)
+    kinds = {linears.choice(Task(N, K, count, 8)).kind for count in counts}
+    assert kinds == ({"product"} if deterministic else {"gemv", "product", "library"})
+    x, norm, up, down = (
+        drawn(200, K, dtype=dtype),
+        rms(dtype),
+        weight("fp8", 2 * N, dtype),
+        drawn(K, N, dtype=dtype),
+    )
+    narrow = Weight(*narrowed_weight(down))
+    results = []
+    for count in counts:
+        residual = x[:count].clone()
+        linears.linear_add(linears.norm_up(x[:count], norm, up, "silu", gated=True), narrow, residual)
+        results.append(residual)
+    for found in results[:-1]:
+        expected = results[-1][: len(found)]
+        assert torch.equal(found, expected) if deterministic else close(found, expected, 1e-2)
+
+
+def test_in_eight_bits_what_torch_has_no_product_for_is_multiplied_by_the_fixed_one() -> None:
+    linears = Linears(DEVICE, torch.bfloat16, max_tokens=200, widths=WIDTHS)
+    x, w = drawn(70, K, dtype=torch.bfloat16), weight("fp8", 41, torch.bfloat16)
+    out = blank(70, 41, dtype=torch.bfloat16)
+    linears.linear(Rows(x), w, out)
+    assert close(out, product_reference(x, w).bfloat16())
 
 
 def test_layer_norm_goes_before_the_product() -> None:

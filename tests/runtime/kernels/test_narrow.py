@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jitney.runtime.kernels.activation import activation, activation_reference
-from jitney.runtime.kernels.narrow import Rows, narrow, narrowed
+from jitney.runtime.kernels.narrow import Rows, narrowed, narrowed_weight
 from jitney.runtime.kernels.norm import Norm, norm, norm_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +36,7 @@ def same(rows: Rows, expected: tuple[torch.Tensor, torch.Tensor]) -> bool:
 
 def narrowed_alone(rows: torch.Tensor) -> Rows:
     out = blank(*rows.shape)
-    narrow(rows, out)
+    activation(rows, None, out, gated=False)
     return out
 
 
@@ -54,6 +54,17 @@ def test_the_largest_value_becomes_448_and_little_is_lost() -> None:
     values, scale = narrowed(x)
     assert (values.float().abs().amax(dim=1) == 448).all()
     assert ((values.float() * scale.unsqueeze(1) - x).norm(dim=1) < 0.04 * x.norm(dim=1)).all()
+
+
+def test_a_weights_scale_is_the_one_that_loses_least() -> None:
+    weight = drawn(1500, 64)
+    lost = [
+        (values.float() * scale.unsqueeze(1) - weight).norm(dim=1)
+        for values, scale in (narrowed(weight), narrowed_weight(weight))
+    ]
+    assert (lost[1] <= lost[0]).all() and lost[1].sum() < 0.95 * lost[0].sum()
+    values, scale = narrowed_weight(torch.zeros(2, 16, device=DEVICE))
+    assert scale.isfinite().all() and not values.float().any()
 
 
 def test_a_row_is_narrowed_by_itself() -> None:
