@@ -1,4 +1,5 @@
-"""The attention kernels compile for the cards that the support table names, within what their multiprocessors hold."""
+"""Kernels of attention and of products in eight bits compile for the cards that the support table names, within what
+their multiprocessors hold."""
 
 from __future__ import annotations
 
@@ -9,20 +10,22 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "support" / "compile_attention.py"
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.mark.parametrize(
-    "capability,shared_kib",
+    "script,capability,shared_kib",
     [
-        pytest.param(80, 163, marks=pytest.mark.large),
-        pytest.param(86, 99, marks=pytest.mark.large),
-        (90, 227),
+        pytest.param("compile_attention.py", 80, 163, marks=pytest.mark.large),
+        pytest.param("compile_attention.py", 86, 99, marks=pytest.mark.large),
+        ("compile_attention.py", 90, 227),
+        pytest.param("compile_products.py", 89, 99, marks=pytest.mark.large),
+        ("compile_products.py", 90, 227),
     ],
 )
-def test_compiles(capability: int, shared_kib: int, tmp_path: Path) -> None:
+def test_compiles(script: str, capability: int, shared_kib: int, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, str(SCRIPT), str(capability)]
+    command = [sys.executable, str(SUPPORT / script), str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) <= shared_kib * 1024
