@@ -52,28 +52,28 @@ class Log:
         self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
         if event.logprobs or event.prompt_logprobs:
             self.num_bytes += _scores_bytes(event)
+        self.is_sealed = event.kind == "done"
         if self._readers:
             self._tell(event)
-        if event.kind == "done":
-            self._seal()
+        if self.is_sealed:
+            for end in self._ends:
+                if not end.done():
+                    end.set_result(None)
         return True
 
-    def _seal(self) -> None:
-        self.is_sealed = True
-        for end in self._ends:
-            if not end.done():
-                end.set_result(None)
-
     def _tell(self, event: Event) -> None:
-        """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair."""
+        """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair, and one
+        that leaves as it takes is told nothing."""
         for waiter, take in self._readers:
             if waiter.done():
                 continue
             try:
-                if take is None or not take(event):
+                is_taken = take is not None and take(event)
+                if not is_taken and not waiter.done():
                     waiter.set_result(None)
             except Exception as error:
-                waiter.set_exception(error)
+                if not waiter.done():
+                    waiter.set_exception(error)
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""

@@ -4,12 +4,15 @@ one write: the tokens of one step cost a socket one system call, and all the soc
 from __future__ import annotations
 
 import asyncio
+import logging
 from asyncio.transports import BaseTransport, Transport
 from typing import cast
 
 from starlette.websockets import WebSocketDisconnect
 
 MAX_HELD_BYTES = 64 * 2**10
+
+logger = logging.getLogger("jitney.streaming")
 
 
 class Outbox:
@@ -76,8 +79,13 @@ class Line:
             self.has_room = False
 
     def flush(self) -> None:
+        """Never raises: the lines behind it have their turn, whatever has befallen this connection."""
         if self._frames and not self._is_closed and not self._transport.is_closing():
-            self._transport.write(b"".join(self._frames))
+            try:
+                self._transport.write(b"".join(self._frames))
+            except Exception:
+                logger.exception("a connection that could not be written to is cut off")
+                self._transport.abort()
         self._frames.clear()
         self.held_bytes = 0
         if not self.has_room:

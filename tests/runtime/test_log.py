@@ -223,3 +223,36 @@ async def test_what_one_reader_raises_ends_nobody_else() -> None:
     waiting.cancel()
     await asyncio.wait({waiting})
     assert not log._readers
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_reader_that_leaves_as_it_takes_breaks_nothing_off(raises: bool) -> None:
+    log = filled(delta(1))
+
+    def leave(event: Event) -> bool:
+        leaving.cancel()
+        if raises:
+            raise ValueError("on its way out")
+        return False
+
+    leaving, staying = asyncio.create_task(log.news(leave)), asyncio.create_task(log.news())
+    await asyncio.sleep(0)
+    assert log.append(delta(2))
+    await asyncio.wait({leaving, staying})
+    assert leaving.cancelled() and not staying.cancelled() and not log._readers
+
+
+async def test_a_log_is_sealed_when_its_readers_hear_the_end() -> None:
+    """So that one that ends the answer in return finds it over, and does not end it a second time."""
+    log, sealed = filled(delta(1)), list[bool]()
+
+    def end(event: Event) -> bool:
+        sealed.append(log.is_sealed or log.append(done(event.seq + 1)))
+        return True
+
+    waiting = asyncio.create_task(log.news(end))
+    await asyncio.sleep(0)
+    assert log.append(done(2))
+    assert sealed == [True] and log.last_seq == 2 and not log.num_discarded
+    waiting.cancel()
+    await asyncio.wait({waiting})
