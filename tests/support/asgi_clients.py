@@ -10,6 +10,9 @@ import json
 from collections import deque
 from typing import Any
 
+from jitney.streaming.line import Line, Outbox
+from jitney.streaming.wire import EXTENSION
+
 UNREAD = 8
 """Frames that lie between the app and a client that does not read."""
 
@@ -22,11 +25,18 @@ class _Pipe:
         self._changed = asyncio.Event()
         self.is_closed = False
 
+    @property
+    def is_full(self) -> bool:
+        return len(self._items) >= UNREAD
+
     async def put(self, item: Any) -> None:
-        while len(self._items) >= UNREAD and not self.is_closed:
+        while self.is_full and not self.is_closed:
             await self._wait()
         if self.is_closed:
             raise OSError("the client has left")
+        self.add(item)
+
+    def add(self, item: Any) -> None:
         self._items.append(item)
         self._changed.set()
 
@@ -44,6 +54,32 @@ class _Pipe:
     async def _wait(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+
+class _Wire(asyncio.Transport):
+    """Where the short way of frames ends: a line that rests while the pipe is full."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        super().__init__()
+        self._pipe = pipe
+        self.line = Line(Outbox())
+        self.line.open(self)
+
+    def is_closing(self) -> bool:
+        return self._pipe.is_closed
+
+    def write(self, data: Any) -> None:
+        while data:
+            start = {126: 4, 127: 10}.get(data[1], 2)
+            end = start + (int.from_bytes(data[2:start]) if start > 2 else data[1])
+            self._pipe.add({"type": "websocket.send", "text": data[start:end].decode()})
+            data = data[end:]
+        if self._pipe.is_full:
+            self.line.pause()
+
+    def was_read(self) -> None:
+        if not self._pipe.is_full:
+            self.line.resume()
 
 
 def _headers(extra: dict[str, str]) -> list[tuple[bytes, bytes]]:
@@ -72,11 +108,17 @@ class _Client:
 
 
 class Socket(_Client):
-    """`async with Socket(app) as socket:` leaves at the end of the block; the app may go on, as `task`."""
+    """`async with Socket(app) as socket:` leaves at the end of the block; the app may go on, as `task`. Frames come the
+    short way, as from the server that jitney runs, or as plain ASGI messages."""
 
-    def __init__(self, app: Any, path: str = "/v1/responses", **headers: str) -> None:
+    def __init__(
+        self, app: Any, path: str = "/v1/responses", *, is_short: bool = True, **headers: str
+    ) -> None:
         scope = {"type": "websocket", "path": path, "scheme": "ws", "subprotocols": []}
         super().__init__(app, {**scope, "extensions": {"websocket.http.response": {}}}, headers)
+        self._wire = _Wire(self._pipe)
+        if is_short:
+            self._scope["extensions"][EXTENSION] = {"sender": self._wire.line}
 
     async def __aenter__(self) -> Socket:
         self._to_app.put_nowait({"type": "websocket.connect"})
@@ -87,6 +129,13 @@ class Socket(_Client):
 
     async def __aexit__(self, *exc: object) -> None:
         await self._leave("websocket.disconnect")
+        self._wire.line.close()
+
+    async def _send(self, message: Any) -> None:
+        self._wire.line.flush()
+        await super()._send(message)
+        if message["type"] == "websocket.close":
+            self._wire.line.close()
 
     def send(self, **frame: Any) -> None:
         self.send_text(json.dumps(frame))
@@ -97,6 +146,7 @@ class Socket(_Client):
     async def recv(self) -> Any:
         """The next frame; a close shows as its message."""
         message = await self._pipe.get()
+        self._wire.was_read()
         return json.loads(message["text"]) if "text" in message else message
 
 
