@@ -6,7 +6,6 @@ elements of the pairs it turns and may write them back in place.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -124,45 +123,3 @@ def rope_write(
         Q_HEADS=q_heads, KV_HEADS=kv_heads, DIM=dim, PAGE=cache.page,
         NORM=rotary.norm is not None, KEEP_KEYS=keep_keys, HEADS=per_program, HALF=half, num_warps=4,
     )  # fmt: skip
-
-
-def rope_write_reference(
-    qkv: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    rotary: Rotary,
-    cache: LayerCache,
-    *,
-    keep_keys: bool = False,
-) -> None:
-    """The same, token by token in plain torch."""
-    q_heads, kv_heads, dim = cache.num_q_heads(qkv), cache.num_kv_heads, cache.head_dim
-    for token, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
-        if slot == cache.idle:
-            continue
-        heads = qkv[token].view(-1, dim)
-        turning = heads[: q_heads + kv_heads]
-        turned = turned_reference(turning, position, rotary)
-        page = int(cache.tables[slot, position // cache.page])
-        place = cache.pool[page, :, :, position % cache.page]
-        place[0] = quantized_reference(turned[q_heads:], cache.k_scale, cache.pool.dtype)
-        place[1] = quantized_reference(heads[q_heads + kv_heads :], cache.v_scale, cache.pool.dtype)
-        turning[: q_heads + (kv_heads if keep_keys else 0)] = turned[
-            : q_heads + (kv_heads if keep_keys else 0)
-        ]
-
-
-def turned_reference(x: Tensor, position: int, rotary: Rotary) -> Tensor:
-    """Heads x [q_heads + kv_heads, head_dim], normed and turned to a position."""
-    if rotary.norm is not None:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + rotary.eps)
-        x = wide.to(x.dtype) * rotary.norm
-    partner = x.float().roll(x.shape[-1] // 2, -1)
-    return (x.float() * rotary.cos[position] + partner * rotary.sin[position]).to(x.dtype)
-
-
-def quantized_reference(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float8_e4m3fn:
-        return (x.float() / scale).clamp(-448.0, 448.0).to(dtype)
-    return x.to(dtype)

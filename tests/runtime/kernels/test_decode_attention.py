@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_twins import decode_attention_reference
 from paged_attention import DEVICE, assert_same_pool, copied, int32, layer_cache, random, rotary
 
-from jitney.runtime.kernels.attention_reference import decode_attention_reference
 from jitney.runtime.kernels.decode_attention import DecodeAttention
 from jitney.runtime.kernels.paging import LayerCache
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_twins import prefill_attention_reference
 from paged_attention import int32, layer_cache, random
 from torch import Tensor
 
-from jitney.runtime.kernels.attention_reference import prefill_attention_reference
 from jitney.runtime.kernels.paging import Chunks, LayerCache
 from jitney.runtime.kernels.prefill_attention import prefill_attention
 

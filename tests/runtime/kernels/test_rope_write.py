@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_twins import rope_write_reference
 from paged_attention import assert_same_pool, copied, int32, layer_cache, random, rotary
 
-from jitney.runtime.kernels.rope_write import rope_write, rope_write_reference
+from jitney.runtime.kernels.rope_write import rope_write
 
 
 def check(

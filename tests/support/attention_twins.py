@@ -1,11 +1,53 @@
-"""Attention over pages in plain torch: the twins of the kernels, for tests."""
+"""Attention over pages, and the writing of keys and values into them, in plain torch: the kernels' naive twins."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .paging import Chunks, LayerCache, Rotary
-from .rope_write import quantized_reference, turned_reference
+from jitney.runtime.kernels.paging import Chunks, LayerCache, Rotary
+
+
+def rope_write_reference(
+    qkv: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    rotary: Rotary,
+    cache: LayerCache,
+    *,
+    keep_keys: bool = False,
+) -> None:
+    """`rope_write`, token by token."""
+    q_heads, kv_heads, dim = cache.num_q_heads(qkv), cache.num_kv_heads, cache.head_dim
+    for token, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        if slot == cache.idle:
+            continue
+        heads = qkv[token].view(-1, dim)
+        turning = heads[: q_heads + kv_heads]
+        turned = turned_reference(turning, position, rotary)
+        page = int(cache.tables[slot, position // cache.page])
+        place = cache.pool[page, :, :, position % cache.page]
+        place[0] = quantized_reference(turned[q_heads:], cache.k_scale, cache.pool.dtype)
+        place[1] = quantized_reference(heads[q_heads + kv_heads :], cache.v_scale, cache.pool.dtype)
+        turning[: q_heads + (kv_heads if keep_keys else 0)] = turned[
+            : q_heads + (kv_heads if keep_keys else 0)
+        ]
+
+
+def turned_reference(x: Tensor, position: int, rotary: Rotary) -> Tensor:
+    """Heads x [q_heads + kv_heads, head_dim], normed and turned to a position."""
+    if rotary.norm is not None:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + rotary.eps)
+        x = wide.to(x.dtype) * rotary.norm
+    partner = x.float().roll(x.shape[-1] // 2, -1)
+    return (x.float() * rotary.cos[position] + partner * rotary.sin[position]).to(x.dtype)
+
+
+def quantized_reference(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float8_e4m3fn:
+        return (x.float() / scale).clamp(-448.0, 448.0).to(dtype)
+    return x.to(dtype)
 
 
 def decode_attention_reference(
