@@ -171,6 +171,7 @@ class Dispatcher:
         if response is None or response.log.is_sealed:
             self._late_events += 1
             return
+        before = response.num_tokens(choice)
         try:
             if response.take(told) if isinstance(told, Output) else response.advance(choice, told, now):
                 self._inbox.put(Cancel(response_id, choice))
@@ -182,7 +183,7 @@ class Dispatcher:
             logger.exception("%s: its text could not be made", response_id)
             self._inbox.put(Cancel(response_id))
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
-        count = len(told.tokens) if isinstance(told, Output) else 1
+        count = response.num_tokens(choice) - before
         if count:
             self._generated_tokens += count
             self._queue.charge(response.request.user, count)

@@ -255,6 +255,9 @@ class Response:
             choice.put_away()
         self.end("error", error)
 
+    def num_tokens(self, choice: int) -> int:
+        return self._choices[choice].num_tokens
+
     def usage(self) -> Usage:
         generated = sum(choice.num_tokens for choice in self._choices)
         return Usage(self.prompt_tokens, generated, self._cached_tokens)
@@ -265,12 +268,8 @@ class Response:
         self._last_reason = choice.finish_reason or self._last_reason
         self._open -= 1
         if not self._open:
-            times = Times(
-                self._queued_s,
-                self._first_token_s,
-                self._clock() - self.request.arrival,
-                *_percentiles(self._gaps),
-            )
+            total_s = self._clock() - self.request.arrival
+            times = Times(self._queued_s, self._first_token_s, total_s, *_percentiles(self._gaps))
             self._gaps = array("f")
             self._append(
                 "done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error

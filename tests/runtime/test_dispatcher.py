@@ -1,0 +1,143 @@
+"""The loop's side of an engine, fed by hand: what is told is the same however many reports are taken in at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from jitney.runtime.batch import Capacity, RowSampling, TokenLogprobs
+from jitney.runtime.config import EngineConfig
+from jitney.runtime.dispatcher import Dispatcher
+from jitney.runtime.inbox import Inbox
+from jitney.runtime.messages import Advance, Cancel, Generate, Output, Report, SchedulerStats
+from jitney.runtime.params import SamplingParams
+from jitney.runtime.portions import Portions
+from jitney.runtime.response import Response
+from jitney.runtime.testing.byte_tokenizer import END, ByteTokenizer
+
+PIECES = list("abab ") + ["é", "😀", "ST", "OP"]
+
+
+class Bill:
+    """Observes what each response is charged for."""
+
+    def __init__(self) -> None:
+        self.charged: Counter[str] = Counter()
+        self.num_ended = 0
+
+    def advanced(self, response: Response, num_tokens: int) -> None:
+        assert num_tokens > 0 and (response.gap_s is None or response.gap_s >= 0)
+        self.charged[response.id] += num_tokens
+
+    def ended(self, response: Response) -> None:
+        self.num_ended += 1
+
+
+def params_of(rng: random.Random) -> SamplingParams:
+    return SamplingParams(
+        n=rng.choice([1, 1, 2, 3]),
+        stop=rng.choice([None, ["STOP"], ["ba", "a é"]]),
+        stream_interval=rng.choice([1, 1, 3]),
+        logprobs=rng.choice([None, None, 0]),
+        min_tokens=rng.choice([0, 0, 7]),
+    )
+
+
+def rows_of(rng: random.Random, asked: dict[str, SamplingParams]) -> dict[tuple[str, int], list[Output]]:
+    """What the worker says of each choice, a token at a time, to its end; it knows nothing of stop strings."""
+    rows: dict[tuple[str, int], list[Output]] = {}
+    for name, params in asked.items():
+        for choice in range(params.n):
+            tokens = list("".join(rng.choice(PIECES) for _ in range(rng.randint(1, 20))).encode())
+            ending = rng.choice(["length", "stop_token", "deadline"])
+            row = [Output(name, choice, (token,)) for token in tokens]
+            if params.logprobs is not None:
+                row = [msgspec.structs.replace(o, logprobs=(TokenLogprobs(o.tokens[0], -1.0),)) for o in row]
+            if ending == "stop_token":
+                row.append(Output(name, choice, (END,), finish_reason="stop_token", matched=END))
+            else:
+                row[-1] = msgspec.structs.replace(row[-1], finish_reason=ending)
+            row[0] = msgspec.structs.replace(row[0], cached_tokens=1)
+            rows[name, choice] = row
+    return rows
+
+
+def reports_of(rng: random.Random, rows: dict[tuple[str, int], list[Output]]) -> list[Report]:
+    """One step after the other; a plain token may come in a column, and several at once."""
+    reports = []
+    while rows:
+        outputs: list[Output | Advance] = []
+        plain: list[tuple[tuple[str, int], int]] = []
+        for name in rng.sample(sorted(rows), rng.randint(1, len(rows))):
+            output = rows[name].pop(0)
+            if output == Output(*name, output.tokens) and rng.random() < 0.8:
+                plain.append((name, output.tokens[0]))
+            else:
+                outputs.append(output)
+            if not rows[name]:
+                del rows[name]
+        if plain:
+            outputs.append(Advance([name for name, _ in plain], [token for _, token in plain]))
+        reports.append(Report(outputs, SchedulerStats(free_rows=8, received_rows=10**6)))
+    return reports
+
+
+def heard(response: Response) -> list[Any]:
+    """The whole of each choice, and the usage; each ends once, and the response after them."""
+    *events, done = response.log.read(0)
+    assert done.kind == "done" and done.usage == response.usage()
+    story: list[Any] = [done.usage]
+    for choice in range(response.request.n):
+        *deltas, finish = [event for event in events if event.index == choice]
+        assert finish.kind == "finish" and all(event.kind == "delta" for event in deltas)
+        scores = [score for event in (*deltas, finish) for score in event.logprobs or ()]
+        tokens = [token for event in (*deltas, finish) for token in event.token_ids]
+        text = "".join(event.text for event in (*deltas, finish))
+        story.append((text, tokens, scores, finish.finish_reason, finish.matched))
+    return story
+
+
+async def played(
+    rng: random.Random, lag: float, asked: dict[str, SamplingParams], reports: list[Report]
+) -> Any:
+    """What each choice was told, what was charged, and which rows were cancelled."""
+    bill, inbox, now = Bill(), Inbox(), iter(range(10**6))
+    dispatcher = Dispatcher(EngineConfig(), ByteTokenizer(), inbox, lambda: float(next(now)), [bill])
+    dispatcher.opened(Capacity(100, 4, 64))
+    responses = [
+        dispatcher.admit(
+            Generate(
+                id=name, prompt=(1, 2), sampling=RowSampling(seed=0), n=params.n, max_tokens=99, user=name
+            ),
+            params,
+        )
+        for name, params in asked.items()
+    ]
+    portions = Portions(asyncio.get_running_loop(), dispatcher.receive)
+    for report in reports:
+        portions.post(report)
+        for _ in range(0 if rng.random() < lag else 5):
+            await asyncio.sleep(0)
+    await dispatcher.idle.wait()
+    dispatcher.end_all("cancelled")
+    assert bill.num_ended == len(asked)
+    for response in responses:
+        assert bill.charged[response.id] == response.usage().completion_tokens
+    cancels = {(each.id, each.choice) for each in inbox.drain(wait=False) if isinstance(each, Cancel)}
+    generated = dispatcher.snapshot("serving", 0.0).generated_tokens
+    return [heard(response) for response in responses], generated, cancels
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_a_loop_that_lags_tells_and_charges_what_one_that_keeps_up_does(seed: int) -> None:
+    rng = random.Random(seed)
+    asked = {f"r{row}": params_of(rng) for row in range(rng.randint(1, 6))}
+    reports = reports_of(rng, rows_of(rng, asked))
+    kept_up = await played(rng, 0.0, asked, reports)
+    for lag in (0.5, 0.95, 1.0):
+        assert await played(rng, lag, asked, reports) == kept_up
