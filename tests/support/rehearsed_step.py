@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import msgspec
@@ -50,10 +50,10 @@ def passes(step: CudaStep) -> None:
         step._forward.score_prompt(hidden[:1].expand(count, -1), 0, tokens)
 
 
-def main() -> None:
+def main(quantize: Literal["fp8"] | None) -> None:
     driver.set_active(FakeDriver())
     model = small_llama(sliding_window=70, sliding_layers=(True, False, True))
-    config = EngineConfig(max_batch_tokens=256, max_rows=8, tune_process=False)
+    config = EngineConfig(max_batch_tokens=256, max_rows=8, tune_process=False, quantize=quantize)
     plan = plan_device(model, config, 8 * 2**30, value_bytes=2)
     plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=40))
     kernels, device = Noting(), torch.device("cpu")
@@ -66,7 +66,7 @@ def main() -> None:
 
     with torch.inference_mode(), patch.object(linear, "default_choice", noted):
         launched = rehearsed(lambda: passes(step))
-    timed = {task.key for task in tasks(model, 16)}
+    timed = {task.key for task in tasks(model, 8 if quantize else 16)}
     others = [function.fn.__name__ for function, key in launched if (function, key) not in kernels._variants]
     untimed = [key for key in layers - timed if int(key.split("-m")[1].split("-")[0]) <= MAX_SKINNY_ROWS]
     told = {"rehearsed": len(kernels._variants), "others": others, "layers": len(layers), "untimed": untimed}
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("fp8" if "fp8" in sys.argv else None)

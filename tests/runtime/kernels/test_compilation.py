@@ -63,8 +63,9 @@ def test_kernels_that_do_not_fit_are_compiled(made: tuple[KernelFile, Any], tmp_
     assert told["compiled"] == [1, 0] and told["keys"] == [other]
 
 
-def test_a_step_launches_nothing_that_was_not_rehearsed(tmp_path: Path) -> None:
-    found = ran("rehearsed_step.py", tmp_path)
+@pytest.mark.parametrize("quantize", [(), ("fp8",)])
+def test_a_step_launches_nothing_that_was_not_rehearsed(quantize: tuple[str, ...], tmp_path: Path) -> None:
+    found = ran("rehearsed_step.py", tmp_path, *quantize)
     assert found["rehearsed"] > 20 and found["others"] == []
     assert found["layers"] > 10 and found["untimed"] == []
 
