@@ -60,6 +60,10 @@ class Line:
     def open(self, transport: BaseTransport) -> None:
         self._transport = cast(Transport, transport)
 
+    @property
+    def lags(self) -> bool:
+        return not self.has_room
+
     async def send_frame(self, payload: bytes) -> None:
         """Waits while the client lags; raises `WebSocketDisconnect` once the socket is closed."""
         while not self.has_room and not self._is_closed:

@@ -50,7 +50,7 @@ class ResponsesSocket:
         self._entries = WeakKeyDictionary[Turn, Entry]()
         self._followed: dict[Reader, anyio.Event] = {}
         self._replies: deque[bytes] = deque()
-        self._unread_bytes = self._num_sending = 0
+        self._unread_bytes = 0
         self._has_replies = asyncio.Event()
         self._has_replied = asyncio.Event()
         self._has_replied.set()
@@ -159,14 +159,11 @@ class ResponsesSocket:
         self._followers.start_soon(self._send_frames, reader)
 
     async def _send(self, frame: bytes) -> None:
-        self._num_sending += 1
         try:
             await self._sender.send_frame(frame)
         except WebSocketDisconnect:
             # The socket is closing; the reader sees it too and cancels this task.
             await anyio.sleep_forever()
-        finally:
-            self._num_sending -= 1
 
     async def _send_frames(self, reader: Reader) -> None:
         """What was due before comes before: a turn's own frames follow the replies to earlier requests."""
@@ -226,6 +223,6 @@ class ResponsesSocket:
         while True:
             await anyio.sleep(PROGRESS_S)
             for reader in list(self._followed):
-                frame = None if self._num_sending else reader.still()
+                frame = None if self._sender.lags else reader.still()
                 if frame is not None:
                     await self._send(frame)

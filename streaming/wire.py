@@ -45,6 +45,11 @@ class FrameSender(Protocol):
 
     def put_frame(self, payload: bytes) -> None: ...
 
+    @property
+    def lags(self) -> bool:
+        """Whether a frame would wait behind others."""
+        ...
+
 
 def frame_sender(websocket: WebSocket) -> FrameSender:
     fast: dict[str, FrameSender] | None = websocket.scope.get("extensions", {}).get(EXTENSION)
@@ -58,12 +63,20 @@ class _PlainSender:
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
+        self._num_sending = 0
+
+    @property
+    def lags(self) -> bool:
+        return self._num_sending > 0
 
     async def send_frame(self, payload: bytes) -> None:
+        self._num_sending += 1
         try:
             await self._websocket.send({"type": "websocket.send", "text": payload.decode()})
         except RuntimeError as exc:  # it is closing
             raise WebSocketDisconnect(1006) from exc
+        finally:
+            self._num_sending -= 1
 
     def put_frame(self, payload: bytes) -> None:
         raise AssertionError("there was no room")

@@ -250,6 +250,27 @@ def test_what_waits_is_told_its_progress(monkeypatch: pytest.MonkeyPatch) -> Non
     simulate(monkeypatch, body, max_rows=1)
 
 
+def test_progress_is_not_told_to_a_socket_that_lags_where_it_might_be_read_after_a_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        first = [await engine.submit("hi", SamplingParams(seed=1, ignore_eos=True)) for _ in range(40)]
+        async with Socket(app) as socket:
+            socket.send(type="response.create", **LONG)
+            told = [await socket.recv() for _ in range(3)]
+            assert [frame["sequence_number"] for frame in told] == [1, 2, 2]
+            line = socket._wire.line
+            line.pause()
+            await asyncio.sleep(5)
+            assert not first[-1].done
+            line.resume()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not socket._pipe._items
+
+    simulate(monkeypatch, body, max_rows=1)
+
+
 def test_a_reader_with_credit_gets_so_many_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         async with Socket(app) as socket:
