@@ -63,8 +63,9 @@ class Portions:
 def _gathered(waiting: deque[News]) -> News:
     """Takes out what comes next: all reports up to other news as one, or that news."""
     reports: list[Report] = []
-    while waiting and isinstance(waiting[0], Report):
-        reports.append(waiting.popleft())  # type: ignore[arg-type]  # it was just looked at
+    while waiting and isinstance(report := waiting[0], Report):
+        reports.append(report)
+        waiting.popleft()
     if not reports:
         return waiting.popleft()
     return reports[0] if len(reports) == 1 else _joined(reports)

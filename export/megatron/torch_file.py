@@ -35,6 +35,7 @@ def read_torch_file(path: Path, start: int = 0, length: int | None = None) -> An
             return _Archive(path, _Window(file, start, end)).read()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
+    # NotImplementedError is zipfile's word for a compression that it lacks.
     except (Refused, zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error) as error:
         raise ModelError(f"{path}: not a checkpoint that can be read safely: {error}") from error
     except (ValueError, OverflowError, EOFError, RuntimeError) as error:  # the archive's directory is damaged

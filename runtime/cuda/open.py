@@ -153,12 +153,16 @@ def build_step(
     if kernels is not None:
         rehearsed = Forward(_one_of_each(model, layers), ops, sampler, slotwise, buffers, outbox.ring)
         kernels.compile(lambda: step.rehearse(rehearsed, [*_ladder(ladder), *ladder.launched()]))
-    needed = sum(1 for _ in _needed(ladder)) if device.type == "cuda" else 0
-    for number in range(needed):
-        step.prepare()
-        if (number + 1) % TOLD_GRAPHS == 0 or number + 1 == needed:
-            logger.info("%d of %d graphs captured", number + 1, needed)
+    if device.type == "cuda":
+        _capture(step, sum(1 for _ in _needed(ladder)))
     return step
+
+
+def _capture(step: CudaStep, needed: int) -> None:
+    for number in range(1, needed + 1):
+        step.prepare()
+        if number % TOLD_GRAPHS == 0 or number == needed:
+            logger.info("%d of %d graphs captured", number, needed)
 
 
 def mixed_tokens(model: ModelConfig, most: int) -> int:

@@ -22,7 +22,7 @@ from ..backend import Backend
 from ..batch import PaddedBatch, RowOutcome, Seat
 from ..config import EngineConfig
 from ..errors import EngineClosed, InvalidField
-from ..events import Event
+from ..events import Event, FinishReason
 from ..intake import Intake, Prompt
 from ..messages import Generate, Output
 from ..params import SamplingParams
@@ -217,14 +217,16 @@ class _Row(msgspec.Struct):
         self.length += len(outcome.tokens)
         stopped = bool(outcome.tokens) and outcome.tokens[-1] in self.seat.sampling.end_token_ids
         self.over = stopped or outcome.error is not None or self.length >= self.seat.limit
-        reason = "error" if outcome.error else "stop_token" if stopped else "length" if self.over else None
+        reason: FinishReason | None = (
+            "error" if outcome.error else "stop_token" if stopped else "length" if self.over else None
+        )
         return Output(
             self.id,
             self.seat.sampling.choice,
             outcome.tokens,
             outcome.logprobs,
             outcome.prompt_logprobs,
-            finish_reason=reason,  # type: ignore[arg-type]  # the literals above
+            finish_reason=reason,
             matched=outcome.tokens[-1] if stopped else None,
             error=outcome.error,
         )

@@ -91,7 +91,7 @@ def _is_known(kind: GGMLQuantizationType) -> bool:
     """Whether the library makes numbers of this type; one block of zeros tells."""
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # the library's word for a type that it lacks
         return False
     return True
 
