@@ -15,12 +15,12 @@ const scenarios = {
     await idle(page);
     const answer = page.locator(".assistant .text");
     assert.equal(await answer.locator("h5").textContent(), "Title");
-    assert.deepEqual(await answer.locator("ol > li").count(), 2);
+    assert.equal(await answer.locator("ol > li").count(), 2);
     assert.equal(await answer.locator("ol ul li code").textContent(), "x < 1");
     assert.equal(await answer.locator("pre code").textContent(), "a = 1\n\nb = [**2]");
     assert.equal(await answer.locator("a").getAttribute("href"), "https://example.com/a_b");
     assert.match(await page.locator(".assistant .figures").textContent(), /tokens\/s · first after .* · \d+ tokens/);
-    assert.equal(await page.locator("#title").textContent(), "Write some markdown");
+    await becomes(page, "#title", "Write some markdown");
   },
 
   async stop(page) {
@@ -32,7 +32,7 @@ const scenarios = {
     assert.match(await page.locator(".assistant .figures").textContent(), /stopped/);
     await ask(page, "sky");
     await idle(page);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await says(page, "Rayleigh scattering.");
   },
 
   async reload(page) {
@@ -45,11 +45,11 @@ const scenarios = {
     await page.waitForSelector("#stop:visible");
     await says(page, LONG);
     await idle(page);
-    assert.equal(await text(page), LONG);
-    assert.equal(await page.locator(".message").count(), 2);
+    await says(page, LONG);
+    await counts(page, ".message", 2);
     assert.match(await page.locator(".assistant .figures").textContent(), /tokens\/s/);
     await page.reload();
-    assert.equal(await text(page), LONG, "a finished answer is kept");
+    await says(page, LONG);
   },
 
   async closed(page, context) {
@@ -62,7 +62,7 @@ const scenarios = {
     await later.click("#chats .open");
     await says(later, LONG);
     await idle(later);
-    assert.equal(await text(later), LONG);
+    await says(later, LONG);
   },
 
   async tabs(page, context) {
@@ -73,12 +73,12 @@ const scenarios = {
     await other.goto(page.url());
     await spoken(other, 40);
     await Promise.all([idle(page), idle(other)]);
-    assert.deepEqual([await text(page), await text(other)], [LONG, LONG]);
+    await Promise.all([says(page, LONG), says(other, LONG)]);
     await ask(page, "slow");
     await spoken(other, 20);
     await other.click("#stop");
     await Promise.all([idle(page), idle(other)]);
-    assert.equal(await other.locator(".message").count(), 4);
+    await counts(other, ".message", 4);
   },
 
   async cut(page) {
@@ -95,8 +95,8 @@ const scenarios = {
     wire.isDown = false;
     await says(page, LONG);
     await idle(page);
-    assert.equal(await text(page), LONG);
-    assert.equal(await page.locator(".message").count(), 2);
+    await says(page, LONG);
+    await counts(page, ".message", 2);
     wire.close();
   },
 
@@ -128,7 +128,7 @@ const scenarios = {
     wire.isDeaf = false;
     wire.cut();
     await idle(page);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await says(page, "Rayleigh scattering.");
     wire.close();
   },
 
@@ -140,15 +140,15 @@ const scenarios = {
     await idle(page);
     await page.locator(".assistant").last().getByText("Regenerate").click();
     await idle(page);
-    assert.equal(await page.locator(".message").count(), 4);
+    await counts(page, ".message", 4);
     await page.locator(".user").first().hover();
     await page.locator(".user").first().getByText("Edit").click();
     await page.keyboard.press("Control+A");
     await page.keyboard.type("sky");
     await page.keyboard.press("Enter");
     await idle(page);
-    assert.equal(await page.locator(".message").count(), 2);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await counts(page, ".message", 2);
+    await says(page, "Rayleigh scattering.");
   },
 
   async conversations(page) {
@@ -158,17 +158,17 @@ const scenarios = {
     await page.click("#new");
     await ask(page, "sky");
     await idle(page);
-    assert.equal(await page.locator("#chats .running").count(), 1, "the first goes on");
+    await counts(page, "#chats .running", 1);
     await page.locator("#chats .open", { hasText: "long one" }).click();
     await says(page, LONG);
     await idle(page);
-    assert.equal(await text(page), LONG);
+    await says(page, LONG);
     await page.reload();
-    assert.equal(await page.locator("#chats li").count(), 2);
+    await counts(page, "#chats li", 2);
     page.once("dialog", (dialog) => dialog.accept());
     await page.locator("#chats li.current .remove").click();
-    assert.equal(await page.locator("#chats li").count(), 1);
-    assert.equal(await page.locator("#title").textContent(), "New conversation");
+    await counts(page, "#chats li", 1);
+    await becomes(page, "#title", "New conversation");
   },
 
   async markup(page) {
@@ -192,7 +192,7 @@ const scenarios = {
     await page.keyboard.press("Escape");
     await ask(page, "sky");
     await idle(page);
-    assert.equal(await text(page), "Rayl");
+    await says(page, "Rayl");
     assert.match(await page.locator(".assistant .figures").textContent(), /cut at the longest answer/);
     await page.click("#open-settings");
     await page.click("[value=reset]");
@@ -200,7 +200,7 @@ const scenarios = {
     await page.click("[value=save]");
     await ask(page, "sky");
     await idle(page);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await says(page, "Rayleigh scattering.");
   },
 
   async reasoning(page) {
@@ -209,13 +209,13 @@ const scenarios = {
     await idle(page);
     for (const _ of [1, 2]) {
       assert.equal(await page.locator(".assistant .reasoning p").textContent(), "let me <b>see</b>");
-      assert.equal(await text(page), "It is 4.");
+      await says(page, "It is 4.");
       assert.equal(await page.locator(".user .reasoning").isVisible(), false);
       await page.reload();
     }
     await ask(page, "sky");
     await idle(page);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await says(page, "Rayleigh scattering.");
   },
 
   async refused(page) {
@@ -226,7 +226,7 @@ const scenarios = {
     await page.evaluate(() => localStorage.removeItem("jitney.settings"));
     await page.getByText("Send again").click();
     await idle(page);
-    assert.equal(await text(page), "Rayleigh scattering.");
+    await says(page, "Rayleigh scattering.");
     assert.equal(await page.locator(".error:visible").count(), 0);
   },
 
@@ -246,7 +246,7 @@ const scenarios = {
     wire.cut(); // each connection has a ticket of its own
     await says(page, LONG);
     await idle(page);
-    assert.equal(await text(page), LONG);
+    await says(page, LONG);
     wire.close();
   },
 
@@ -332,14 +332,20 @@ const spoken = (page, length) =>
     length,
   );
 const idle = (page) => page.waitForSelector("#send:visible", { timeout: 40_000 });
-/** A page that has just come back may be idle for a moment, before it resumes. */
-const says = (page, words) =>
+/** What a page shows follows what it is told, and after a reload what it stored: what is expected is waited for. A page
+ * that has just come back may be idle for a moment, before it resumes. */
+const becomes = (page, selector, words) =>
   page.waitForFunction(
-    (words) => [...document.querySelectorAll(".assistant .text")].at(-1)?.textContent === words,
-    words,
+    ([selector, words]) => [...document.querySelectorAll(selector)].at(-1)?.textContent === words,
+    [selector, words],
     { timeout: 40_000 },
   );
-const text = (page) => page.locator(".assistant .text").last().textContent();
+const says = (page, words) => becomes(page, ".assistant .text", words);
+const counts = (page, selector, number) =>
+  page.waitForFunction(
+    ([selector, number]) => document.querySelectorAll(selector).length === number,
+    [selector, number],
+  );
 
 /** The server behind a wire that can be cut. */
 async function cuttable() {
