@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from .errors import InvalidField
+from .checks import check_fields, expecting, integer, is_integer, is_number
 
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "dtype": ("auto", "float32", "bfloat16"),
-    "quantize": (None, "int8", "fp8"),
-    "kv_dtype": ("auto", "fp8"),
-    "mode": ("auto", "fast", "deterministic"),
-    "load_format": ("auto", "random"),
-}
+_COUNT = expecting("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
+_COUNT_OR_NONE = expecting("None or an integer of at least 1", lambda value: is_integer(value) and value >= 1)
+_SECONDS = expecting("a positive number of seconds", lambda value: is_number(value) and value > 0)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`auto`: the first NVIDIA card if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["int8", "fp8"] | None = None
-    """`int8` on the CPU, `fp8` on a card."""
+    """`int8`: weights and rows of 8 bits on the CPU, weights alone on a card. `fp8`: on a card."""
     kv_dtype: Literal["auto", "fp8"] = "auto"
     """What keys and values are kept in; `auto`: what the model computes in."""
     mode: Literal["auto", "fast", "deterministic"] = "auto"
@@ -36,66 +31,31 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     always deterministic."""
     load_format: Literal["auto", "random"] = "auto"
     """`random`: weights are drawn, not read: the model's shape at its full speed, for measurements."""
-    max_rows: int | None = None
+    max_rows: Annotated[int | None, _COUNT_OR_NONE] = None
     """Rows that decode together; a request with n choices takes n. None: 32 on the CPU, 256 on a card."""
-    max_batch_tokens: int | None = None
+    max_batch_tokens: Annotated[int | None, _COUNT_OR_NONE] = None
     """Prefill and decode tokens of one step; a longer prompt is cut into chunks. None: what suits the device."""
-    max_context: int | None = None
+    max_context: Annotated[int | None, _COUNT_OR_NONE] = None
     """Caps the model's own context length."""
-    memory_bytes: int | None = None
+    memory_bytes: Annotated[int | None, _COUNT_OR_NONE] = None
     """How much of the card's memory the engine may use, all told. None: what is free, less a margin."""
-    kv_cache_bytes: int | None = None
+    kv_cache_bytes: Annotated[int | None, _COUNT_OR_NONE] = None
     """None: what the machine has free, within reason."""
-    run_ahead: int = 2
+    run_ahead: Annotated[int, integer(1, 8)] = 2
     """Launches in flight while one more is planned, on a card."""
     prefix_cache: bool = True
-    max_queued: int = 1024
+    max_queued: Annotated[int, _COUNT] = 1024
     """Requests that may wait for a seat; one more is refused at once."""
-    max_queued_tokens: int = 4_000_000
-    step_timeout_s: float = 120.0
+    max_queued_tokens: Annotated[int, _COUNT] = 4_000_000
+    step_timeout_s: Annotated[float, _SECONDS] = 120.0
     """A step that takes longer means that the engine is stuck: every open request fails and readiness says so."""
-    keep_finished_s: float = 600.0
+    keep_finished_s: Annotated[float, _SECONDS] = 600.0
     """How long a finished response can still be followed by id."""
-    keep_finished_bytes: int = 64 * 2**20
-    num_threads: int | None = None
+    keep_finished_bytes: Annotated[int, _COUNT] = 64 * 2**20
+    num_threads: Annotated[int | None, _COUNT_OR_NONE] = None
     """Compute threads on the CPU; None leaves one core to the event loop."""
     tune_process: bool = True
     """Whether the engine may set the interpreter's switch interval and torch's threads while it is open."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "max_queued",
-            "max_queued_tokens",
-            "keep_finished_bytes",
-        ):
-            if not _is_count(getattr(self, field)):
-                raise InvalidField(field, "an integer of at least 1", getattr(self, field))
-        for field in (
-            "max_rows",
-            "max_batch_tokens",
-            "max_context",
-            "memory_bytes",
-            "kv_cache_bytes",
-            "num_threads",
-        ):
-            value = getattr(self, field)
-            if value is not None and not _is_count(value):
-                raise InvalidField(field, "None or an integer of at least 1", value)
-        for field in ("step_timeout_s", "keep_finished_s"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise InvalidField(field, "a positive number of seconds", value)
-        for field in ("prefix_cache", "tune_process"):
-            if not isinstance(getattr(self, field), bool):
-                raise InvalidField(field, "true or false", getattr(self, field))
-        if not _is_count(self.run_ahead) or self.run_ahead > 8:
-            raise InvalidField("run_ahead", "an integer from 1 to 8", self.run_ahead)
-        for field, values in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in values:
-                known = [repr(known) for known in values]
-                raise InvalidField(field, f"{', '.join(known[:-1])} or {known[-1]}", value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        check_fields(self)

@@ -10,61 +10,47 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from .backend import Backend
 from .batch import RowSampling
+from .checks import check_fields, expecting, integer, is_number, is_text, is_utf8
 from .errors import ContextLengthExceeded, InvalidField
 from .messages import Generate
-from .params import SamplingParams, is_utf8
+from .params import SamplingParams
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """Plain text (never templated), token ids, or chat messages (rendered by the model's template)."""
+
+_SECONDS = expecting("a positive number of seconds", lambda value: is_number(value) and 0 < value < 1e9)
+_LABEL = expecting("text of up to 256 characters", lambda value: is_text(value, 0, 256))
+_NAME = expecting("text of 1 to 256 characters", lambda value: is_text(value, 1, 256))
+_OPTIONS = expecting("a map of names to values", lambda value: isinstance(value, dict))
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What goes with a request besides how to sample. Raises `InvalidField`."""
 
-    priority: int = 0
+    priority: Annotated[int, integer(-100, 100)] = 0
     """Lower goes first."""
-    deadline_s: float | None = None
+    deadline_s: Annotated[float | None, _SECONDS] = None
     """Seconds from now after which the request ends, wherever it is."""
-    user: str = ""
+    user: Annotated[str, _LABEL] = ""
     """Whose share of the engine it uses."""
-    cache_salt: str = ""
+    cache_salt: Annotated[str, _LABEL] = ""
     """Requests share cached prefixes only with requests of the same salt."""
     use_prefix_cache: bool = True
     add_bos: bool = True
     """Whether the model's BOS comes before a prompt that is text."""
     warm_up: bool = False
     """Generate nothing: compute the prompt and pin its pages for as long as the response is kept."""
-    response_id: str | None = None
-    template_options: dict[str, Any] | None = None
+    response_id: Annotated[str | None, _NAME] = None
+    template_options: Annotated[dict[str, Any] | None, _OPTIONS] = None
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.priority, bool)
-            or not isinstance(self.priority, int)
-            or not -100 <= self.priority <= 100
-        ):
-            raise InvalidField("priority", "an integer from -100 to 100", self.priority)
-        deadline = self.deadline_s
-        if deadline is not None and (
-            isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not 0 < deadline < 1e9
-        ):
-            raise InvalidField("deadline_s", "a positive number of seconds", deadline)
-        for field in ("user", "cache_salt"):
-            if not _is_label(getattr(self, field)):
-                raise InvalidField(field, "text of up to 256 characters", getattr(self, field))
-        if self.response_id is not None and (not _is_label(self.response_id) or not self.response_id):
-            raise InvalidField("response_id", "text of 1 to 256 characters", self.response_id)
-        for field in ("use_prefix_cache", "add_bos", "warm_up"):
-            if not isinstance(getattr(self, field), bool):
-                raise InvalidField(field, "true or false", getattr(self, field))
-        if self.template_options is not None and not isinstance(self.template_options, dict):
-            raise InvalidField("template_options", "a map of names to values", self.template_options)
+        check_fields(self)
 
 
 class Intake:
@@ -219,10 +205,6 @@ def _temperature(given: float) -> float:
 
 def _first(given: Any, default: Any, neutral: Any) -> Any:
     return given if given is not None else default if default is not None else neutral
-
-
-def _is_label(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 256 and is_utf8(value)
 
 
 def _num_chars(prompt: Any) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from .checks import check_fields, expecting, integer, is_integer, is_number, is_text, number
 from .errors import InvalidField
 
 MAX_CHOICES = 8
@@ -15,6 +15,46 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_LISTED_IDS = 1024
 MAX_SEED = 2**64
+MAX_COUNT = 2**31 - 1
+
+
+def _is_ids(value: Any) -> bool:
+    ok = isinstance(value, (list, tuple)) and len(value) <= MAX_LISTED_IDS
+    return ok and all(is_integer(v) and v >= 0 for v in value)
+
+
+def _is_texts(value: Any, most: int) -> bool:
+    ok = isinstance(value, (list, tuple)) and len(value) <= most
+    return ok and all(is_text(v, 1, MAX_STOP_CHARS) for v in value)
+
+
+def _texts(most: int) -> str:
+    return f"a list of up to {most} strings of 1 to {MAX_STOP_CHARS} characters"
+
+
+def _bias(field: str, value: Any) -> None:
+    if not isinstance(value, dict) or len(value) > MAX_LISTED_IDS:
+        raise InvalidField(field, f"a map of up to {MAX_LISTED_IDS} token ids to numbers", value)
+    for key, bias in value.items():
+        if not is_integer(key) or key < 0:
+            raise InvalidField(field, "token ids as keys", key)
+        number(-100, 100)(f"{field}[{key}]", bias)
+
+
+def _sequences(field: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_LISTED_IDS or not all(value):
+        raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} lists of token ids, none empty", value)
+    for sequence in value:
+        _ids(field, sequence)
+
+
+_share = expecting("a number above 0 up to 1", lambda value: is_number(value) and 0 < value <= 1)
+_ids = expecting(f"a list of up to {MAX_LISTED_IDS} token ids", _is_ids)
+_words = expecting(_texts(MAX_LISTED_IDS), lambda value: _is_texts(value, MAX_LISTED_IDS))
+_stop = expecting(
+    f"a string, or {_texts(MAX_STOPS)}",
+    lambda value: _is_texts([value] if isinstance(value, str) else value, MAX_STOPS),
+)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,56 +66,53 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     penalties, temperature, top_k, top_p, min_p, draw.
     """
 
-    temperature: float | None = None
+    temperature: Annotated[float | None, number(0, 2)] = None
     """0 (greedy) to 2."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, _share] = None
     """Above 0, up to 1: the smallest set of likeliest tokens whose probabilities reach it."""
-    top_p_decay: float = 1.0
+    top_p_decay: Annotated[float, _share] = 1.0
     """Above 0, up to 1: with each generated token top_p is multiplied by it, and never falls below `top_p_bound`."""
-    top_p_bound: float = 0.0
-    top_k: int | None = None
+    top_p_bound: Annotated[float, number(0, 1)] = 0.0
+    top_k: Annotated[int | None, integer(-1, MAX_COUNT)] = None
     """0 or -1: off."""
-    min_p: float | None = None
+    min_p: Annotated[float | None, number(0, 1)] = None
     """0 to 1: cut tokens less likely than this times the likeliest."""
-    seed: int | None = None
+    seed: Annotated[int | None, integer(0, MAX_SEED - 1)] = None
     """0 to 2**64 - 1. The same seed, prompt and settings give the same tokens, whatever else runs. None: random."""
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    bad_token_ids: list[int] | None = None
-    bad_token_sequences: list[list[int]] | None = None
+    presence_penalty: Annotated[float, number(-2, 2)] = 0.0
+    frequency_penalty: Annotated[float, number(-2, 2)] = 0.0
+    repetition_penalty: Annotated[float | None, number(0.01, 10)] = None
+    logit_bias: Annotated[dict[int, float] | None, _bias] = None
+    allowed_token_ids: Annotated[list[int] | None, _ids] = None
+    bad_words: Annotated[list[str] | None, _words] = None
+    bad_token_ids: Annotated[list[int] | None, _ids] = None
+    bad_token_sequences: Annotated[list[list[int]] | None, _sequences] = None
     """After the ids before it, the last id of a sequence is never drawn."""
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[str | list[str] | None, _stop] = None
+    stop_token_ids: Annotated[list[int] | None, _ids] = None
     include_stop_str_in_output: bool = False
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, integer(1, MAX_COUNT)] = None
     """None: the rest of the context."""
-    min_tokens: int = 0
+    min_tokens: Annotated[int, integer(0, MAX_COUNT)] = 0
     """Neither an end id nor a stop string ends a choice before this many tokens."""
     ignore_eos: bool = False
-    n: int = 1
-    logprobs: int | None = None
+    n: Annotated[int, integer(1, MAX_CHOICES)] = 1
+    logprobs: Annotated[int | None, integer(0, MAX_LOGPROBS)] = None
     """None: none; 0: of the sampled token; k: also of the k likeliest, up to 20."""
-    logprob_token_ids: list[int] | None = None
+    logprob_token_ids: Annotated[list[int] | None, _ids] = None
     """Also report these ids at every position (with `logprobs`)."""
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Annotated[int | None, integer(0, MAX_LOGPROBS)] = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
     """False: token ids only; stop strings are then refused."""
     output: Literal["delta", "cumulative", "final"] = "delta"
     """Whether an event's text and ids are what is new, all so far, or come only with the finish."""
-    stream_interval: int = 1
+    stream_interval: Annotated[int, integer(1, MAX_COUNT)] = 1
     """Emit a delta once at least this many tokens of a choice are new."""
 
     def __post_init__(self) -> None:
-        for field, check in _CHECKS.items():
-            value = getattr(self, field)
-            if value is not None or field in _NEVER_NONE:
-                check(field, value)
+        check_fields(self)
         if self.stop and not self.detokenize:
             raise InvalidField("stop", "no stop strings with detokenize=False", self.stop)
         if self.logprob_token_ids is not None and self.logprobs is None:
@@ -91,122 +128,3 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-
-Check = Callable[[str, Any], None]
-
-
-def _number(low: float, high: float, *, open_low: bool = False) -> Check:
-    expected = f"a number {'above' if open_low else 'from'} {low:g} {'up ' if open_low else ''}to {high:g}"
-
-    def check(field: str, value: Any) -> None:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not ok or not low <= value <= high or (open_low and value == low):
-            raise InvalidField(field, expected, value)
-
-    return check
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(field: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidField(field, f"an integer from {low} to {high}", value)
-
-    return check
-
-
-def _flag(field: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidField(field, "true or false", value)
-
-
-def _ids(field: str, value: Any) -> None:
-    ok = isinstance(value, (list, tuple)) and len(value) <= MAX_LISTED_IDS
-    if not ok or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value):
-        raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} token ids", value)
-
-
-def _sequences(field: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)) or len(value) > MAX_LISTED_IDS or not all(value):
-        raise InvalidField(field, f"a list of up to {MAX_LISTED_IDS} lists of token ids, none empty", value)
-    for sequence in value:
-        _ids(field, sequence)
-
-
-def _texts(most: int, *, or_one: bool = False) -> Check:
-    expected = f"a list of up to {most} strings of 1 to {MAX_STOP_CHARS} characters"
-    expected = f"a string, or {expected}" if or_one else expected
-
-    def check(field: str, value: Any) -> None:
-        values = [value] if or_one and isinstance(value, str) else value
-        if not isinstance(values, (list, tuple)) or len(values) > most or not all(map(_is_text, values)):
-            raise InvalidField(field, expected, value)
-
-    return check
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= MAX_STOP_CHARS and is_utf8(value)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether the text has no lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _bias(field: str, value: Any) -> None:
-    if not isinstance(value, dict) or len(value) > MAX_LISTED_IDS:
-        raise InvalidField(field, f"a map of up to {MAX_LISTED_IDS} token ids to numbers", value)
-    for key, bias in value.items():
-        if isinstance(key, bool) or not isinstance(key, int) or key < 0:
-            raise InvalidField(field, "token ids as keys", key)
-        _number(-100, 100)(f"{field}[{key}]", bias)
-
-
-def _output(field: str, value: Any) -> None:
-    if value not in ("delta", "cumulative", "final"):
-        raise InvalidField(field, "'delta', 'cumulative' or 'final'", value)
-
-
-_CHECKS: dict[str, Check] = {
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1, open_low=True),
-    "top_p_decay": _number(0, 1, open_low=True),
-    "top_p_bound": _number(0, 1),
-    "top_k": _integer(-1, 2**31 - 1),
-    "min_p": _number(0, 1),
-    "seed": _integer(0, MAX_SEED - 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0.01, 10),
-    "logit_bias": _bias,
-    "allowed_token_ids": _ids,
-    "bad_words": _texts(MAX_LISTED_IDS),
-    "bad_token_ids": _ids,
-    "bad_token_sequences": _sequences,
-    "stop": _texts(MAX_STOPS, or_one=True),
-    "stop_token_ids": _ids,
-    "include_stop_str_in_output": _flag,
-    "max_tokens": _integer(1, 2**31 - 1),
-    "min_tokens": _integer(0, 2**31 - 1),
-    "ignore_eos": _flag,
-    "n": _integer(1, MAX_CHOICES),
-    "logprobs": _integer(0, MAX_LOGPROBS),
-    "logprob_token_ids": _ids,
-    "prompt_logprobs": _integer(0, MAX_LOGPROBS),
-    "skip_special_tokens": _flag,
-    "spaces_between_special_tokens": _flag,
-    "detokenize": _flag,
-    "output": _output,
-    "stream_interval": _integer(1, 2**31 - 1),
-}
-
-_NEVER_NONE = {
-    field
-    for field, default in zip(_CHECKS, SamplingParams.__struct_defaults__, strict=True)
-    if default is not None
-}

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..checks import check_fields
 from ..errors import InvalidField
 from ..params import SamplingParams
 
@@ -47,11 +48,7 @@ class MegatronFields(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.top_n_logprobs and not self.return_log_probs:
             raise InvalidField("top_n_logprobs", "return_log_probs to be set as well", self.top_n_logprobs)
-        for field in _FLAGS:
-            if not isinstance(getattr(self, field), bool):
-                raise InvalidField(field, "true or false", getattr(self, field))
-        if self.add_BOS is not None and not isinstance(self.add_BOS, bool):
-            raise InvalidField("add_BOS", "true or false", self.add_BOS)
+        check_fields(self)
         if self.return_prompt_top_n_logprobs and (not self.return_log_probs or self.skip_prompt_log_probs):
             raise InvalidField(
                 "return_prompt_top_n_logprobs",
@@ -97,15 +94,6 @@ _REFUSED = {
     "streaming": "`generate` answers whole; use `stream`",
     "do_kv_handoff": "there is no second engine to hand KV to",
 }
-
-_FLAGS = (
-    "return_log_probs",
-    "skip_prompt_log_probs",
-    "return_segments",
-    "return_prompt_top_n_logprobs",
-    "detokenize_stop_sequence",
-    "return_prompt_tokens",
-)
 
 _THEIRS = {
     "max_tokens": "num_tokens_to_generate",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backend import Detokenizer, Message
+from ..checks import is_utf8
 from ..errors import InvalidField
-from ..params import is_utf8
 from ..text.detokenizer import ByteDetokenizer, hidden_bytes
 from ..text.messages import plain_messages
 
