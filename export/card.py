@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 
 from ..runtime.config import EngineConfig
 from ..runtime.cuda.open import FP8_CAPABILITY, open_cuda_step
-from ..runtime.kernels.choice import ROW_BUCKETS, Choice, Task, candidates
+from ..runtime.kernels.choice import ROW_BUCKETS, Choice, Stored, Task, candidates
 from ..runtime.kernels.compilation import Kernels
 from ..runtime.kernels.kernel_file import KernelFile, this_card
 from ..runtime.kernels.stopwatch import Stopwatch
@@ -26,10 +27,10 @@ def kernels_here(model: ModelConfig, weights: Weights, limits: Limits) -> Kernel
 
     Raises what opening the step raises."""
     here = this_card()
-    narrow = model.quantization == "fp8" and here.capability >= FP8_CAPABILITY
+    narrow = _narrow(model, here.capability)
     kernels = Kernels()
-    kernels.choices = timed(model, (16, 8) if narrow else (16,))
-    for quantize in ("fp8", None) if narrow else (None,):
+    kernels.choices = timed(model, ["bf16", *narrow])
+    for quantize in (*narrow, None):
         config = EngineConfig(
             device="cuda", quantize=quantize, max_rows=limits.max_rows, max_context=limits.max_context,
             max_batch_tokens=limits.max_batch_tokens,
@@ -38,12 +39,19 @@ def kernels_here(model: ModelConfig, weights: Weights, limits: Limits) -> Kernel
     return KernelFile(here, dict(kernels.choices), kernels.binaries())
 
 
-def timed(model: ModelConfig, widths: tuple[int, ...]) -> dict[str, Choice]:
+def _narrow(model: ModelConfig, capability: tuple[int, int]) -> list[Literal["int8", "fp8"]]:
+    """As which the card keeps what the engine stores, if any."""
+    if model.quantization == "int8":
+        return ["int8"]
+    return ["fp8"] if model.quantization == "fp8" and capability >= FP8_CAPABILITY else []
+
+
+def timed(model: ModelConfig, kinds: Sequence[Stored]) -> dict[str, Choice]:
     """The fastest choice for each layer and number of rows, by `Task.key`; none where the model's norm or type leaves
     no choice."""
     if model.norm != "rms" or model.dtype == "float32":
         return {}
-    choices = _fastest(model, [task for bits in widths for task in tasks(model, bits)])
+    choices = _fastest(model, [task for kind in kinds for task in tasks(model, kind)])
     torch.cuda.empty_cache()
     return choices
 
@@ -63,7 +71,7 @@ def _fastest(model: ModelConfig, wanted: list[Task]) -> dict[str, Choice]:
     return tune(wanted, watch, {})
 
 
-def tasks(model: ModelConfig, weight_bits: int) -> Iterator[Task]:
+def tasks(model: ModelConfig, kind: Stored) -> Iterator[Task]:
     """The products of a layer and of the output layer, for each number of rows that has a choice of its own."""
     hidden, inner, attended = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
     qkv = attended + 2 * model.num_kv_heads * model.head_dim
@@ -76,4 +84,4 @@ def tasks(model: ModelConfig, weight_bits: int) -> Iterator[Task]:
             Task(model.vocab_size, hidden, rows, 16, normed=True),
         ):
             if task.num_outputs * task.num_inputs * (2 if task.gated else 1) <= POOL_BYTES // 4:
-                yield task.narrow if weight_bits == 8 else task
+                yield task.stored_as(kind)

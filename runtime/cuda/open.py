@@ -20,14 +20,15 @@ from ..kernels.choice import Choice
 from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
-from ..kernels.narrow import narrowed_weight
+from ..kernels.narrow import ROWS_AT_ONCE, narrowed_weight
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
 from ..kernels.tuned import choices_file, load_choices
 from ..model.config import ModelConfig
-from ..model.layers import Layers, Weights, load_layers
+from ..model.layers import Layers, Pack, Weights, load_layers
+from ..model.linear_int8 import rounded
 from ..weights.cache import cache_root
 from ..weights.random_weights import RandomWeights
 from .arena import Arena
@@ -206,7 +207,7 @@ def _kernels(
     buffers = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
     deterministic = config.mode == "deterministic"
     linears = Linears(
-        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize is not None),
+        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
         deterministic=deterministic, tuned=choices,
     )  # fmt: skip
     decode = None
@@ -237,15 +238,15 @@ def _load(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Layers:
-    pack = _pack_fp8 if config.quantize == "fp8" else _pack
+    pack, kind = _PACKED[config.quantize]
     with ExitStack() as stack:
         if isinstance(weights, RandomWeights):
             weights.device = str(device)
         elif device.type == "cuda" and isinstance(weights, PlacedWeights):
             weights = stack.enter_context(StreamedWeights(weights, CardCopies(device)))
         layers = load_layers(
-            model, weights, pack, dtype, sizes.context, _pack_stored if pack is _pack_fp8 else None,
-            rounded_kind="F8_E4M3", device=device, rope_dtype=torch.float32,
+            model, weights, pack, dtype, sizes.context, _pack_stored if kind else None,
+            rounded_kind=kind, device=device, rope_dtype=torch.float32,
         )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what narrowing wanted for a moment is not in the plan
@@ -260,18 +261,29 @@ def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torc
     return _pack_stored(*narrowed_weight(weight), bias)
 
 
+def _pack_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    values, scale = zip(*map(rounded, weight.split(ROWS_AT_ONCE)), strict=True)
+    return _pack_stored(torch.cat(values), torch.cat(scale), bias)
+
+
 def _pack_stored(
     values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     return {**_pack(values, bias), "scale": scale}
 
 
+_PACKED: dict[str | None, tuple[Pack, str]] = {
+    None: (_pack, ""),
+    "fp8": (_pack_fp8, "F8_E4M3"),
+    "int8": (_pack_int8, "I8"),
+}
+"""How a matrix lies on the card, and under which type a checkpoint may store it so."""
+
+
 def _check(config: EngineConfig, capability: tuple[int, int]) -> None:
     found = f"compute capability {capability[0]}.{capability[1]}"
     if capability < LEAST_CAPABILITY:
         raise InvalidField("device", "'cpu', or a card of compute capability 8.0 or newer", found)
-    if config.quantize == "int8":
-        raise InvalidField("quantize", "None or 'fp8' on a card", "int8")
     for field in ("quantize", "kv_dtype"):
         if getattr(config, field) == "fp8" and capability < FP8_CAPABILITY:
             raise InvalidField(field, f"what {found} has: fp8 needs 8.9 or newer", "fp8")

@@ -102,7 +102,7 @@ def _parts(
 
 
 def _linears(model: ModelConfig, config: EngineConfig, sizes: Sizes, value_bytes: int) -> int:
-    widths = linear_widths(model, narrow=config.quantize is not None)
+    widths = linear_widths(model, narrow=config.quantize == "fp8")
     dtype = "float32" if value_bytes == 4 else "bfloat16"
     return workspace.num_bytes(workspace.for_linears(dtype, sizes.max_tokens, widths))
 

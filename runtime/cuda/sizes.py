@@ -79,7 +79,7 @@ def region_words(shape: Iterable[int]) -> int:
 
 
 def linear_widths(model: ModelConfig, *, narrow: bool) -> Widths:
-    """Of a layer's rows; `narrow`: its weights have eight bits."""
+    """Of a layer's rows; `narrow`: they go into its products with eight bits."""
     hidden, inner = model.hidden_size, model.intermediate_size
     ups = (2 if model.gated_mlp else 1) * inner
     if not narrow:

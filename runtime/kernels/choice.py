@@ -17,6 +17,8 @@ MAX_SKINNY_ROWS = 64
 ROW_BUCKETS = (1, 8, 16, 32, 64)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
+Stored = Literal["bf16", "fp8", "int8"]
+"""Types of weights."""
 
 PARTS = 4 << 20
 """fp32 values of unfinished sums, in all."""
@@ -25,8 +27,8 @@ TILES = 1 << 14
 
 
 class Task(NamedTuple):
-    """What a product does besides multiplying [M, K] by [N, K]; where gated, N counts the outputs of one half. In eight
-    bits it does nothing else but add."""
+    """What a product does besides multiplying [M, K] by [N, K]; where gated, N counts the outputs of one half. With
+    weights of eight bits the rows have eight too, and it does nothing else but add; unless it is `weight_only`."""
 
     num_outputs: int
     num_inputs: int
@@ -35,6 +37,12 @@ class Task(NamedTuple):
     normed: bool = False
     gated: bool = False
     added: bool = False
+    weight_only: bool = False
+
+    @property
+    def bits(self) -> int:
+        """That are multiplied."""
+        return 16 if self.weight_only else self.weight_bits
 
     @property
     def bucket(self) -> int:
@@ -48,19 +56,24 @@ class Task(NamedTuple):
             for name, has in (("norm", self.normed), ("gate", self.gated), ("add", self.added))
             if has
         )
-        return f"{self.num_outputs}x{self.num_inputs}-w{self.weight_bits}-m{self.bucket}{extras}"
+        kind = f"w{self.weight_bits}" + ("a16" if self.weight_only else "")
+        return f"{self.num_outputs}x{self.num_inputs}-{kind}-m{self.bucket}{extras}"
 
-    @property
-    def narrow(self) -> Task:
-        """The same with weights of eight bits: norms and activations are launches of their own."""
+    def stored_as(self, kind: Stored) -> Task:
+        """The same with another weight; in fp8 norms and activations are launches of their own."""
+        if kind == "bf16":
+            return self
+        if kind == "int8":
+            return self._replace(weight_bits=8, weight_only=True)
         outputs = self.num_outputs * (2 if self.gated else 1)
         return self._replace(num_outputs=outputs, weight_bits=8, normed=False, gated=False)
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`library`: torch's product, norm and activation as launches of their own. The others are the files of those
-    names, with their blocks, how many splits of K, the warps and pipeline stages of a program, how many columns it asks
-    for before its turn, and whether a norm is a part of it or a launch of its own."""
+    """`library`: torch's product, norm and activation as launches of their own; where torch has no such product, what
+    `fixed_choice` says. The others are the files of those names, with their blocks, how many splits of K, the warps and
+    pipeline stages of a program, how many columns it asks for before its turn, and whether a norm is a part of it or a
+    launch of its own."""
 
     kind: Literal["gemv", "resident", "product", "library"]
     block_n: int = 0
@@ -119,9 +132,9 @@ def default_choice(task: Task) -> Choice:
     if task.weight_bits == 32:
         return LIBRARY
     if task.num_rows <= MAX_SKINNY_ROWS:
-        if task.weight_bits == 8 and task.num_outputs > 1 << 14:
+        if task.bits == 8 and task.num_outputs > 1 << 14:
             return _product(task, 128, 128, stages=4, splits=1)
-        if task.weight_bits == 8:
+        if task.bits == 8:
             return _product(task, 64, 256, stages=4, splits=4 if task.num_rows <= 32 else 2)
         return _resident(task) if _rests(task) else _skinny(task)
     return LIBRARY
@@ -136,7 +149,7 @@ def fixed_choice(task: Task) -> Choice:
     rows = 128 if task.num_rows > MAX_SKINNY_ROWS else max(16, task.bucket)
     block_n = 128 if rows == 128 else 64
     return Choice(
-        "product", block_n=block_n // 2 if task.gated else block_n, block_k=1024 // task.weight_bits, rows=rows,
+        "product", block_n=block_n // 2 if task.gated else block_n, block_k=1024 // task.bits, rows=rows,
         warps=8 if rows == 128 else 4, stages=3 if rows == 128 else 6, prefetch=512,
     )  # fmt: skip
 
@@ -147,7 +160,7 @@ def candidates(task: Task) -> list[Choice]:
     found = [default]
     if default.kind == "gemv":
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
-    if task.weight_bits == 8 and task.num_rows <= MAX_SKINNY_ROWS:
+    if task.bits == 8 and task.num_rows <= MAX_SKINNY_ROWS:
         found += [_product(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
     elif default.kind in ("resident", "product"):
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
@@ -156,7 +169,7 @@ def candidates(task: Task) -> list[Choice]:
 
 
 def _gemv(task: Task) -> Choice:
-    if task.weight_bits == 8:
+    if task.bits == 8:
         return _gemv_of(task, 4, 512)
     if task.num_inputs <= 1024:
         return _gemv_of(task, 2 if task.gated else 4, 512)
@@ -177,7 +190,7 @@ def _gemv_of(task: Task, rows: int, columns: int) -> Choice:
 def _rests(task: Task) -> bool:
     """Whether the weight is small enough, and the rows few enough, for `resident`."""
     elements = task.num_outputs * task.num_inputs * (2 if task.gated else 1)
-    if task.bucket > 16 or task.num_inputs > 4096:
+    if task.weight_only or task.bucket > 16 or task.num_inputs > 4096:
         return False
     if task.bucket == 16:
         return task.added and elements <= 2 << 20

@@ -5,9 +5,10 @@ projection into the residual stream), `norm_up` (gate, up and activation), `line
 `norm_linear` of chosen rows. Which kernel runs is settled by shape and number of rows alone, at the call: nothing reads
 the device and nothing is allocated, so every call may be captured in a graph.
 
-Where the weight has eight bits its rows go in with eight too, whatever their number: the norm or activation before it
-writes them so, or a launch that does nothing else. In deterministic mode every product is the same kernel with the same
-blocks whatever the number of rows, so a row's result does not depend on its neighbours, bit for bit.
+Where the weight is e4m3 its rows go in with eight bits too, whatever their number: the norm or activation before it
+writes them so, or a launch that does nothing else. An int8 weight is read in eight bits and no more. In deterministic
+mode every product is the same kernel with the same blocks whatever the number of rows, so a row's result does not
+depend on its neighbours, bit for bit.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Linears:
         """x [M, H]; gives [M, I], until the next call of this: activation(gate) * up of norm(x), weight [2 * I, H] with
         the gates first; or, where not gated, activation(up), weight [I, H]."""
         width = weight.num_outputs // (2 if gated else 1)
-        if weight.scale is None:
+        if not weight.narrows:
             out = self._buffer("activated", len(x), width)
             self._run(Rows(x), None, weight, out, Extras(norm, name, gated))
             return Rows(out)
@@ -101,7 +102,10 @@ class Linears:
         return found if found.kind != "library" or self._has_library(task) else fixed_choice(task)
 
     def _has_library(self, task: Task) -> bool:
-        """torch multiplies rows of eight bits, on every card that has them, in multiples of 16 and into bf16."""
+        """torch multiplies rows of eight bits, on every card that has them, in multiples of 16 and into bf16; and it
+        widens no weights."""
+        if task.weight_only:
+            return False
         is_even = task.num_outputs % 16 == 0 and task.num_inputs % 16 == 0
         return task.weight_bits > 8 or (is_even and self._dtype == torch.bfloat16)
 
@@ -112,9 +116,12 @@ class Linears:
         return Rows(self._buffer("narrow", num_rows, width), self._buffers["scales"][:num_rows])
 
     def _run(self, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
-        is_narrow, bits = weight.scale is not None, weight.values.dtype.itemsize * 8
+        is_narrow, bits = weight.narrows, weight.values.dtype.itemsize * 8
         can_fuse = extras.norm is not None and extras.norm.rms and not is_narrow and not self._deterministic
-        task = Task(out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add)
+        is_wide = weight.scale is not None and not is_narrow
+        task = Task(
+            out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add, is_wide
+        )
         if len(out) == 0:
             return
         choice = self.choice(task)
@@ -126,10 +133,10 @@ class Linears:
                 ready = self._prepared(x.values, extras.norm, rows, len(out), is_narrow=is_narrow)
                 self._by(choice, ready, None, weight, out, extras._replace(norm=None))
         except triton.OutOfResources:
-            if self._deterministic or not self._has_library(task):
+            if self._deterministic or (choice == fixed_choice(task) and not self._has_library(task)):
                 raise
-            log.warning("%s: this card cannot hold %s; using the library", task.key, choice)
             self.tuned[task.key] = LIBRARY
+            log.warning("%s: this card cannot hold %s; using %s", task.key, choice, self.choice(task).kind)
             self._run(x, rows, weight, out, extras)
 
     def _prepared(

@@ -17,6 +17,7 @@ from torch import Tensor
 TRIED = 8
 """Scales of a weight's row, within a factor of 2."""
 ROWS_AT_ONCE = 1024
+"""Of a weight that is narrowed: what is needed meanwhile stays small."""
 
 
 class Rows(NamedTuple):
@@ -42,8 +43,7 @@ def narrowed(x: Tensor, most: Tensor | float = 448.0) -> tuple[Tensor, Tensor]:
 
 
 def narrowed_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 [N, K] and scale [N] of weight [N, K]: for each row, of the scales that are tried, the one that loses least.
-    A part at a time: what is needed meanwhile stays small."""
+    """e4m3 [N, K] and scale [N] of weight [N, K]: of the scales that are tried for a row, the one that loses least."""
     values, scales = zip(*map(_least_lost, weight.split(ROWS_AT_ONCE)), strict=True)
     return torch.cat(values), torch.cat(scales)
 

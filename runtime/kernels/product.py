@@ -1,8 +1,8 @@
 """A product of any number of rows: x [M, K] times weight [N, K], with an activation or an addition after it.
 
 The weight is the left operand of the matrix unit and x, a tile of ROWS rows, its right one: so the long side of the
-weight fills the unit's 64 rows however few rows x has. Eight bits are multiplied as they are; what the unit sums of
-them loses bits, so its sums of a block of columns are added in fp32.
+weight fills the unit's 64 rows however few rows x has. Where both have eight bits they are multiplied as they are; what
+the unit sums of them loses bits, so its sums of a block of columns are added in fp32. int8 is widened on its way to it.
 Launched as a programmatic dependent, a program asks for its first weights before the kernel that computes x has ended.
 
 Where N is too small to keep the card busy the columns are split: each program leaves its part in `parts`, and the one
@@ -22,10 +22,10 @@ from .activation import activated
 def multiplied(w, y, total, PRECISION: tl.constexpr):
     if PRECISION == "interpreted":  # the interpreter's `dot` knows no bf16
         total += tl.dot(w.to(tl.float32), y.to(tl.float32))
-    elif w.dtype.primitive_bitwidth == 8:
+    elif y.dtype.primitive_bitwidth == 8:
         total += tl.dot(w, y)
     else:
-        total = tl.dot(w, y, total, input_precision=PRECISION)
+        total = tl.dot(w.to(y.dtype), y, total, input_precision=PRECISION)
     return total
 
 

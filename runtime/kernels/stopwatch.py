@@ -1,5 +1,5 @@
-"""Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own. In eight
-bits its rows are narrowed before.
+"""Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own. Rows that
+go in with eight bits are narrowed before.
 
 One weight read again and again would be served from the card's cache; here their sum exceeds it, as a model's does.
 """
@@ -26,7 +26,7 @@ MAX_COPIES = 40
 
 
 class Stopwatch:
-    """Owns a pool of random weights, `pool_bytes` large, for tasks of 16-bit and e4m3 weights. A task with a larger
+    """Owns a pool of random weights, `pool_bytes` large, for tasks of bf16, e4m3 and int8 weights. A task with a larger
     weight is beyond it."""
 
     def __init__(self, device: torch.device, *, pool_bytes: int, most_rows: int, widest: int) -> None:
@@ -53,7 +53,7 @@ class Stopwatch:
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
         out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)
         norm = Norm(x[0].clone(), None, 1e-5, True)
-        rows = Rows(x) if task.weight_bits == 16 else Rows(*narrowed(x))
+        rows = Rows(x) if task.bits == 16 else Rows(*narrowed(x))
 
         def launch() -> None:
             for weight in weights:
@@ -62,13 +62,18 @@ class Stopwatch:
         return launch, len(weights)
 
     @cached_property
-    def _narrow_pool(self) -> Tensor:
+    def _fp8_pool(self) -> Tensor:
         return self._pool.to(torch.float8_e4m3fn)
+
+    @cached_property
+    def _int8_pool(self) -> Tensor:
+        return self._fp8_pool.view(torch.int8)
 
     def _weights(self, task: Task) -> list[Weight]:
         shape = (task.num_outputs * (2 if task.gated else 1), task.num_inputs)
         elements = shape[0] * shape[1]
-        pool = self._pool if task.weight_bits == 16 else self._narrow_pool
+        narrow = self._int8_pool if task.weight_only else self._fp8_pool
+        pool = self._pool if task.weight_bits == 16 else narrow
         scale = torch.ones(shape[0], device=self._device) if task.weight_bits == 8 else None
         needed = -(-MIN_BYTES // (elements * pool.dtype.itemsize))
         copies = min(MAX_COPIES, pool.numel() // elements, max(2, needed))

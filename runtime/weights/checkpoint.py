@@ -60,16 +60,19 @@ class Checkpoint:
             from ..cuda.open import has_fp8, open_cuda_step
             from ..kernels.compilation import Kernels
 
-            config = self.as_stored(config) if has_fp8() else config
             kernels = Kernels(self.brought_kernels())
-            return open_cuda_step(self.config, self.weights, config, kernels, self.kv_scales)
+            settings = self.as_stored(config, fp8=has_fp8())
+            return open_cuda_step(self.config, self.weights, settings, kernels, self.kv_scales)
         from ..steps.cpu import open_cpu_step
 
         return open_cpu_step(self.config, self.weights, config, self.tiles)
 
-    def as_stored(self, config: EngineConfig) -> EngineConfig:
-        """The settings of a card, where what is stored in fp8 stays so unless they say otherwise."""
-        if self.config.quantization != "fp8":
+    def as_stored(self, config: EngineConfig, *, fp8: bool = True) -> EngineConfig:
+        """The settings of a card (`fp8`: one that has it), where what is stored in 8 bits stays so unless they say
+        otherwise."""
+        if self.config.quantization == "int8":
+            return msgspec.structs.replace(config, quantize=config.quantize or "int8")
+        if self.config.quantization != "fp8" or not fp8:
             return config
         kv_dtype = "fp8" if self.kv_scales else config.kv_dtype
         return msgspec.structs.replace(config, quantize=config.quantize or "fp8", kv_dtype=kv_dtype)

@@ -28,7 +28,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     quantize: Annotated[
         Literal["int8", "fp8"] | None,
-        typer.Option(help="Narrow the weights while loading: int8 on the CPU, fp8 on a card."),
+        typer.Option(help="Narrow the weights while loading: int8, or fp8 on a card."),
     ] = None
     kv_dtype: Annotated[
         Literal["auto", "fp8"], typer.Option(help="What keys and values are kept in; fp8 on a card.")

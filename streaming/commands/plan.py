@@ -31,7 +31,9 @@ def plan(
         int | None, typer.Option(min=1, help="Tokens of one sequence.  [default: the model's]")
     ] = None,
     dtype: Dtype = "auto",
-    quantize: Annotated[Literal["fp8"] | None, typer.Option(help="What weights are narrowed to.")] = None,
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None, typer.Option(help="What weights are narrowed to.")
+    ] = None,
     kv_dtype: Annotated[
         Literal["auto", "fp8"], typer.Option(help="What keys and values are kept in.")
     ] = "auto",

@@ -1,4 +1,5 @@
-"""Weights of eight bits in a step: the kernels against plain torch, which narrows the same rows in the same way."""
+"""Weights of eight bits in a step: the kernels against plain torch, which narrows the same rows in the same way, or,
+with int8, none."""
 
 from __future__ import annotations
 
@@ -32,10 +33,12 @@ def layer(count: int, *, naive: bool, quantize: str | None = "fp8", mode: str = 
     return torch.cat([x.float(), logits], dim=1)
 
 
+@pytest.mark.parametrize("quantize", ["fp8", "int8"])
 @pytest.mark.parametrize("mode", ["fast", "deterministic"])
 @pytest.mark.parametrize("count", [1, 3, 70])
-def test_kernels_narrow_what_plain_torch_narrows(count: int, mode: str) -> None:
+def test_kernels_narrow_what_plain_torch_narrows(count: int, mode: str, quantize: str) -> None:
     """They round otherwise at times, which is far less than what narrowing itself loses."""
-    exact, naive = layer(count, naive=True, quantize=None), layer(count, naive=True)
+    exact, naive = layer(count, naive=True, quantize=None), layer(count, naive=True, quantize=quantize)
     lost = (naive - exact).norm()
-    assert 0 < (layer(count, naive=False, mode=mode) - naive).norm() < 0.8 * lost
+    found = layer(count, naive=False, mode=mode, quantize=quantize)
+    assert 0 < (found - naive).norm() < 0.8 * lost

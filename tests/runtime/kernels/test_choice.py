@@ -22,10 +22,10 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-def test_default_choices_stay_within_the_workspace(bits: int) -> None:
+@pytest.mark.parametrize("bits, weight_only", [(8, False), (8, True), (16, False), (32, False)])
+def test_default_choices_stay_within_the_workspace(bits: int, weight_only: bool) -> None:
     for (n, k), rows, kind in product(product(OUTPUTS, INPUTS), ROWS, KINDS):
-        task = Task(n, k, rows, bits, **kind)
+        task = Task(n, k, rows, bits, **kind, weight_only=weight_only)
         assert default_choice(task).fits(task), task
 
 

@@ -16,6 +16,7 @@ from jitney.runtime.kernels.narrow import Rows, narrowed, narrowed_weight
 from jitney.runtime.kernels.norm import Norm, norm_reference
 from jitney.runtime.kernels.weight import Weight, product_reference
 from jitney.runtime.kernels.workspace import Widths
+from jitney.runtime.model.linear_int8 import rounded
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -57,7 +58,7 @@ def wide(rows: Rows) -> Tensor:
 
 def activated(ups: Tensor, name: str, kind: str, dtype: torch.dtype, *, gated: bool) -> Tensor:
     """As they go into the next product."""
-    if kind == "plain":
+    if kind != "fp8":
         return activation_reference(ups, name, gated=gated).to(dtype)
     return wide(Rows(*narrowed(activation_reference(ups.to(dtype), name, gated=gated)))).to(dtype)
 
@@ -67,7 +68,7 @@ def weight(kind: str, outputs: int, dtype: torch.dtype, *, bias: bool = False) -
     offset = drawn(outputs, dtype=dtype, seed=2) if bias else None
     if kind == "plain":
         return Weight(values, None, offset)
-    return Weight(*narrowed_weight(values), offset)
+    return Weight(*(rounded if kind == "int8" else narrowed_weight)(values), offset)
 
 
 def blank(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -83,6 +84,8 @@ KINDS = [
     ("plain", torch.float32),
     ("fp8", torch.bfloat16),
     ("fp8", torch.float32),
+    ("int8", torch.bfloat16),
+    ("int8", torch.float32),
 ]
 CASES = [
     (kind, dtype, choice, rows)
@@ -90,8 +93,8 @@ CASES = [
         KINDS, (GEMV, RESIDENT, NORMED, TILED, SPLIT, LIBRARY), (1, 3, 21)
     )
     if (rows == 1) == (choice is GEMV)
-    and not (choice.kind == "resident" and (rows > 16 or kind == "fp8"))
-    and not (choice is LIBRARY and (kind, dtype) == ("fp8", torch.float32))
+    and not (choice.kind == "resident" and (rows > 16 or kind != "plain"))
+    and not (choice is LIBRARY and (kind == "int8" or (kind, dtype) == ("fp8", torch.float32)))
 ]
 
 
@@ -99,7 +102,7 @@ CASES = [
 def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, rows: int) -> None:
     """In eight bits a norm or activation that is rounded otherwise may be narrowed to the next value."""
     linears, x, norm = Fixed(choice, dtype), drawn(rows, K, dtype=dtype), rms(dtype)
-    w, tolerance = weight(kind, N, dtype, bias=rows != 3), None if kind == "plain" else 2e-2
+    w, tolerance = weight(kind, N, dtype, bias=rows != 3), 2e-2 if kind == "fp8" else None
     out = blank(rows, N, dtype=dtype)
     linears.linear(Rows(x), w, out)
     assert close(out, product_reference(x, w).to(dtype))
@@ -153,7 +156,8 @@ def test_a_split_product_leaves_its_workspace_ready() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, dtype", [("plain", torch.bfloat16), ("plain", torch.float32), ("fp8", torch.bfloat16)]
+    "kind, dtype",
+    [("plain", torch.bfloat16), ("plain", torch.float32), ("fp8", torch.bfloat16), ("int8", torch.bfloat16)],
 )
 def test_deterministic_rows_do_not_depend_on_their_number(kind: str, dtype: torch.dtype) -> None:
     linears = Linears(DEVICE, dtype, max_tokens=70, widths=WIDTHS, deterministic=True)
@@ -196,6 +200,18 @@ def test_in_eight_bits_what_torch_has_no_product_for_is_multiplied_by_the_fixed_
     out = blank(70, 41, dtype=torch.bfloat16)
     linears.linear(Rows(x), w, out)
     assert close(out, product_reference(x, w).bfloat16())
+
+
+def test_whole_numbers_are_widened_for_any_number_of_rows_and_torch_multiplies_none() -> None:
+    dtype, counts = torch.bfloat16, (1, 3, 64, 65, 200)
+    linears = Linears(DEVICE, dtype, max_tokens=200, widths=WIDTHS)
+    tasks = [Task(N, K, count, 16, normed=True).stored_as("int8") for count in counts]
+    assert [linears.choice(task).kind for task in tasks] == ["gemv"] + 4 * ["product"]
+    x, norm, w = drawn(200, K, dtype=dtype), rms(dtype), weight("int8", N, dtype, bias=True)
+    for count in counts:
+        out = blank(count, N, dtype=dtype)
+        linears.norm_linear(x[:count], norm, w, out)
+        assert close(out, product_reference(norm_reference(x[:count], norm), w).to(dtype))
 
 
 def test_layer_norm_goes_before_the_product() -> None:

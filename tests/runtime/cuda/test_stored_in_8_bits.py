@@ -20,26 +20,31 @@ from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import plan_device
 from jitney.runtime.weights.checkpoint import Checkpoint
 from jitney.runtime.weights.locate import open_backend
-from jitney.runtime.weights.manifest import read_manifest
+from jitney.runtime.weights.manifest import Narrowing, read_manifest
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 128}
 SETTINGS = EngineConfig(max_rows=2, max_context=64, max_batch_tokens=64, tune_process=False)
 
 
-def checkpoints(directory: Path) -> list[Checkpoint]:
+def checkpoints(directory: Path, narrowing: Narrowing) -> list[Checkpoint]:
     """An engine, and a Hugging Face directory of the same source."""
-    engine = tiny_engine(directory, "Qwen3", SHAPE, quantize="fp8", accept_quality=True)
-    options = ExportOptions(source="source", quantize="fp8", accept_quality=True)
+    engine = tiny_engine(directory, "Qwen3", SHAPE, quantize=narrowing, accept_quality=True)
+    options = ExportOptions(source="source", quantize=narrowing, accept_quality=True)
     export_huggingface(open_source(directory / "source"), directory / "hf", options, silent)
     opened = [open_backend(engine), open_backend(directory / "hf")]
     assert all(isinstance(each, Checkpoint) for each in opened)
     return opened  # type: ignore[return-value]
 
 
-def test_weights_and_scales_are_the_stored_ones(tmp_path: Path) -> None:
-    for checkpoint in checkpoints(tmp_path):
+@pytest.mark.parametrize(
+    "narrowing, kind, kv_dtype", [("fp8", torch.float8_e4m3fn, "fp8"), ("int8", torch.int8, "auto")]
+)
+def test_weights_and_scales_are_the_stored_ones(
+    tmp_path: Path, narrowing: Narrowing, kind: torch.dtype, kv_dtype: str
+) -> None:
+    for checkpoint in checkpoints(tmp_path, narrowing):
         config = checkpoint.as_stored(SETTINGS)
-        assert (config.quantize, config.kv_dtype) == ("fp8", "fp8")
+        assert (config.quantize, config.kv_dtype) == (narrowing, kv_dtype)
         model = checkpoint.config
         plan = plan_device(model, config, 2**30)
         plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=4))
@@ -48,15 +53,20 @@ def test_weights_and_scales_are_the_stored_ones(tmp_path: Path) -> None:
             kv_scales=checkpoint.kv_scales,
         )  # fmt: skip
         down = step._forward._layers.layers[1]["down"]
-        values, scale = checkpoint.weights.rounded("model.layers.1.mlp.down_proj.weight", "F8_E4M3")  # type: ignore[attr-defined]
-        assert down["weight"].dtype == torch.float8_e4m3fn
+        stored = {"fp8": "F8_E4M3", "int8": "I8"}[narrowing]
+        values, scale = checkpoint.weights.rounded("model.layers.1.mlp.down_proj.weight", stored)  # type: ignore[attr-defined]
+        assert down["weight"].dtype == kind
         assert down["weight"].view(torch.uint8).equal(values.view(torch.uint8)) and down["scale"].equal(scale)
         caches = step._forward._ops._caches  # type: ignore[attr-defined]
         scales = [scale for cache in caches for scale in (cache.k_scale, cache.v_scale)]
-        assert scales == pytest.approx(
-            [s for pair in read_manifest(tmp_path / "engine").kv_scales for s in pair]
-        )
+        measured = [s for pair in read_manifest(tmp_path / "engine").kv_scales for s in pair]
+        assert scales == pytest.approx(measured if kv_dtype == "fp8" else [1.0] * len(measured))
         step.close()
+
+
+def test_a_card_without_fp8_takes_them_as_floats_again(tmp_path: Path) -> None:
+    for checkpoint in checkpoints(tmp_path, "fp8"):
+        assert checkpoint.as_stored(SETTINGS, fp8=False) == SETTINGS
 
 
 def test_what_the_settings_say_goes_first(tmp_path: Path) -> None:
