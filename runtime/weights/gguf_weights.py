@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError
 from ..model.config import ModelConfig
 from .gguf_file import GgufFile, GgufTensor
+from .source import Listed
 
 if TYPE_CHECKING:
     import torch
@@ -40,27 +40,22 @@ _CHUNK_ELEMENTS = 1 << 22
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
-class GgufWeights:
+class GgufWeights(Listed[GgufTensor]):
     """`Weights` of a GGUF file. Architecture `llama` stores the rows of q and k interleaved for its own rotary
     kernel; they are put back into halves here."""
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
-        self.source = str(file.path)
+        kept = {name: tensor for name, tensor in file.tensors.items() if name not in _IGNORED}
+        super().__init__(str(file.path), {_hf_name(file, name): tensor for name, tensor in kept.items()})
         self._data = file.data
-        self._tensors = {
-            _hf_name(file, name): tensor for name, tensor in file.tensors.items() if name not in _IGNORED
-        }
-        for name, tensor in {tensor.kind: (name, tensor) for name, tensor in file.tensors.items()}.values():
-            if name not in _IGNORED and not _is_known(tensor.kind):
+        for name, tensor in {tensor.kind: (name, tensor) for name, tensor in kept.items()}.values():
+            if not _is_known(tensor.kind):
                 raise ModelError(f"{self.source}: tensor {name}: {tensor.kind.name} is not served")
         interleaved = file.metadata["general.architecture"] == "llama"
         self._heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if interleaved else {}
 
-    def names(self) -> Sequence[str]:
-        return list(self._tensors)
-
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensor(name).shape
+        return self.known(name).shape
 
     def get(self, name: str) -> torch.Tensor:
         import torch
@@ -69,7 +64,7 @@ class GgufWeights:
 
     def array(self, name: str) -> NDArray[np.float32]:
         """As `get`, in float32 and without torch."""
-        tensor = self._tensor(name)
+        tensor = self.known(name)
         rows = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)
         rows = rows.reshape(math.prod(tensor.shape[:-1]), -1)
         values = np.empty((len(rows), tensor.shape[-1]), np.float32)
@@ -79,12 +74,6 @@ class GgufWeights:
         values = values.reshape(tensor.shape)
         num_heads = self._heads.get(name.split(".")[-2])
         return values if num_heads is None else _halves(values, num_heads)
-
-    def _tensor(self, name: str) -> GgufTensor:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
 
 
 def _is_known(kind: GGMLQuantizationType) -> bool:

@@ -6,11 +6,11 @@ the lowest bits first, each plus 8; `….weight_scale` [out, groups].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ModelError
 from .safetensors_weights import Place
+from .source import Listed, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -20,32 +20,24 @@ PACKED = ".weight_packed"
 _NOT_WEIGHTS = (SCALE, ".weight_shape", ".k_scale", ".v_scale")
 
 
-class StoredTensors(Protocol):
+class StoredTensors(Weights, Protocol):
     """Tensors as a file has them."""
 
-    source: str
-
-    def names(self) -> Sequence[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
     def dtype(self, name: str) -> str: ...
-
-    def get(self, name: str) -> torch.Tensor: ...
 
     def place(self, name: str) -> Place | None:
         """Where the bytes lie; None where they lie in no file as they are meant."""
         ...
 
 
-class QuantizedWeights:
+class QuantizedWeights(Listed[tuple[int, ...]]):
     """`Weights`: `get` gives a narrowed matrix back as float32. `rounded` gives one of 8 bits as it is stored."""
 
     def __init__(self, stored: StoredTensors) -> None:
         """Raises `ModelError` where a narrowed matrix and its scales do not fit each other."""
-        self.source = stored.source
+        shapes: dict[str, tuple[int, ...]] = {}
+        super().__init__(stored.source, shapes)
         self._stored = stored
-        self._shapes: dict[str, tuple[int, ...]] = {}
         self._scaled: set[str] = set()
         names = set(stored.names())
         for name in stored.names():
@@ -56,19 +48,13 @@ class QuantizedWeights:
             if narrow and base + SCALE not in names:
                 raise ModelError(f"{self.source}: tensor {name}: expected {base + SCALE} beside it")
             if narrow:
-                self._shapes[base + ".weight"] = self._checked(name, base + SCALE)
+                shapes[base + ".weight"] = self._checked(name, base + SCALE)
                 self._scaled.add(base + ".weight")
             else:
-                self._shapes[name] = stored.shape(name)
-
-    def names(self) -> Sequence[str]:
-        return list(self._shapes)
+                shapes[name] = stored.shape(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            return self._shapes[name]
-        except KeyError:
-            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+        return self.known(name)
 
     def get(self, name: str) -> torch.Tensor:
         self.shape(name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from ..errors import ModelError
 from ..model.config import ModelConfig
 from .layout import expected_shapes
+from .source import Listed
 
 if TYPE_CHECKING:
     import torch
@@ -16,24 +15,17 @@ if TYPE_CHECKING:
 SCALE = 0.02
 
 
-class RandomWeights:
+class RandomWeights(Listed[tuple[int, ...]]):
     """`Weights` of a shape: norms are 1, biases 0, all else normal. A tensor depends on its name alone."""
 
     def __init__(self, source: str, config: ModelConfig) -> None:
-        self.source = source
-        self._shapes = expected_shapes(config)
+        super().__init__(source, expected_shapes(config))
         self._dtype = config.dtype
         self.device = "cpu"
         """Where tensors are drawn: on a card that takes milliseconds."""
 
-    def names(self) -> Sequence[str]:
-        return list(self._shapes)
-
     def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            return self._shapes[name]
-        except KeyError:
-            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
+        return self.known(name)
 
     def get(self, name: str) -> torch.Tensor:
         import torch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import msgspec
 
 from ..errors import ModelError
 from .json_file import decoded, read_json
+from .source import Listed
 
 if TYPE_CHECKING:
     import torch
@@ -34,55 +36,55 @@ TORCH_NAMES = {
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a tensor's bytes lie, contiguous: [start, start + num_bytes) of a file. `dtype` as torch names it."""
+    """Where a tensor's bytes lie, contiguous: [start, start + num_bytes) of a file. `kind` as safetensors spells it:
+    F32, F16, BF16, …"""
 
     path: Path
     start: int
     num_bytes: int
-    dtype: str
+    kind: str
     shape: tuple[int, ...]
 
+    @property
+    def dtype(self) -> str:
+        """As torch names it."""
+        return TORCH_NAMES[self.kind]
 
-class Entry(msgspec.Struct, frozen=True):
+
+class _Entry(msgspec.Struct, frozen=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
     data_offsets: tuple[_Size, _Size]
 
 
-class SafetensorsWeights:
-    """`Weights` of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+class SafetensorsWeights(Listed[Place]):
+    """`Weights` of a file, or of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json`
+    lists.
 
     Raises `ModelError` naming the file and the tensor.
     """
 
-    def __init__(self, directory: Path, kinds: Mapping[str, int] = FLOAT_BYTES) -> None:
+    def __init__(self, source: Path, kinds: Mapping[str, int] = FLOAT_BYTES) -> None:
         """`kinds`: the types that are read, and their sizes."""
-        self.source = str(directory)
-        self._files: dict[str, Path] = {}
-        self._entries: dict[str, Entry] = {}
-        self._starts: dict[Path, int] = {}
-        for path in _files(directory):
-            entries, self._starts[path] = read_header(path, kinds)
-            for name, entry in entries.items():
-                if name in self._files:
-                    raise ModelError(f"{path}: the tensor {name} is also in {self._files[name].name}")
-                self._files[name], self._entries[name] = path, entry
-
-    def names(self) -> Sequence[str]:
-        return list(self._files)
+        places: dict[str, Place] = {}
+        for path in _files(source):
+            for name, place in read_header(path, kinds).items():
+                if name in places:
+                    raise ModelError(f"{path}: the tensor {name} is also in {places[name].path.name}")
+                places[name] = place
+        super().__init__(str(source), places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        return self.known(name).shape
 
     def dtype(self, name: str) -> str:
-        """As safetensors spells it: F32, F16, BF16, …"""
-        return self._entry(name).dtype
+        """As safetensors spells it."""
+        return self.known(name).kind
 
     def get(self, name: str) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open
 
-        self._entry(name)
-        path = self._files[name]
+        path = self.known(name).path
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
@@ -91,21 +93,12 @@ class SafetensorsWeights:
         return tensor
 
     def place(self, name: str) -> Place:
-        return placed(self._files[name], self._starts[self._files[name]], self._entry(name))
-
-    def _entry(self, name: str) -> Entry:
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
-
-
-def placed(path: Path, data_start: int, entry: Entry) -> Place:
-    start, end = entry.data_offsets
-    return Place(path, data_start + start, end - start, TORCH_NAMES[entry.dtype], entry.shape)
+        return self.known(name)
 
 
 def _files(directory: Path) -> list[Path]:
+    if directory.suffix == ".safetensors":
+        return [directory]
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.is_file():
@@ -123,8 +116,8 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def read_header(path: Path, kinds: Mapping[str, int]) -> tuple[dict[str, Entry], int]:
-    """The tensors of a file, and where their data begins. Raises `ModelError` naming the file."""
+def read_header(path: Path, kinds: Mapping[str, int]) -> dict[str, Place]:
+    """The tensors of a file. Raises `ModelError` naming it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -137,22 +130,21 @@ def read_header(path: Path, kinds: Mapping[str, int]) -> tuple[dict[str, Entry],
         raise ModelError(f"{path}: cannot be read: {error}") from error
     raw = decoded(path, text, dict[str, msgspec.Raw])
     raw.pop("__metadata__", None)
-    entries = {name: decoded(path, entry, Entry) for name, entry in raw.items()}
-    for name, entry in entries.items():
-        _check(path, name, entry, size - 8 - length, kinds)
-    return entries, 8 + length
+    entries = {name: decoded(path, entry, _Entry) for name, entry in raw.items()}
+    return {name: _place(path, name, entry, 8 + length, size, kinds) for name, entry in entries.items()}
 
 
-def _check(path: Path, name: str, entry: Entry, data_bytes: int, kinds: Mapping[str, int]) -> None:
+def _place(
+    path: Path, name: str, entry: _Entry, data_start: int, file_size: int, kinds: Mapping[str, int]
+) -> Place:
     if entry.dtype not in kinds:
         served = ", ".join(kinds)
         raise ModelError(f"{path}: tensor {name}: expected one of {served}, found {entry.dtype[:40]!r}")
-    nbytes = kinds[entry.dtype]
-    for size in entry.shape:
-        nbytes *= size
+    num_bytes = kinds[entry.dtype] * math.prod(entry.shape)
     start, end = entry.data_offsets
-    if end - start != nbytes or end > data_bytes:
+    if end - start != num_bytes or data_start + end > file_size:
         raise ModelError(
-            f"{path}: tensor {name}: the shape {entry.shape} takes {nbytes} bytes,"
-            f" found [{start}, {end}) of {data_bytes}"
+            f"{path}: tensor {name}: the shape {entry.shape} takes {num_bytes} bytes,"
+            f" found [{start}, {end}) of {file_size - data_start}"
         )
+    return Place(path, data_start + start, num_bytes, entry.dtype, entry.shape)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from ..errors import ModelError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 class Weights(Protocol):
@@ -24,3 +28,21 @@ class Weights(Protocol):
     def get(self, name: str) -> torch.Tensor:
         """The tensor on the CPU, in its stored type (quantised ones as float32). Raises `ModelError`."""
         ...
+
+
+class Listed(Generic[T]):
+    """The base of readers: what is known of each tensor before it is read."""
+
+    def __init__(self, source: str, tensors: Mapping[str, T]) -> None:
+        self.source = source
+        self._tensors = tensors
+
+    def names(self) -> Sequence[str]:
+        return list(self._tensors)
+
+    def known(self, name: str) -> T:
+        """Raises `ModelError` where there is no such tensor."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise ModelError(f"{self.source}: the tensor {name} is missing") from None

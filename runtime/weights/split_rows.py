@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +10,7 @@ from ..errors import ModelError
 from ..model.config import ModelConfig
 from .quantized_weights import StoredTensors
 from .safetensors_weights import Place
+from .source import Listed
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,14 @@ def fused_rows(config: ModelConfig) -> dict[str, dict[str, int]]:
     return fused
 
 
-class SplitRows:
+class SplitRows(Listed[tuple[str, int, int]]):
     """`StoredTensors` where each part is a view of the fused tensor's rows."""
 
     def __init__(self, stored: StoredTensors, config: ModelConfig) -> None:
         """Raises `ModelError` where a fused tensor has another number of rows than its parts."""
-        self.source = stored.source
-        self._stored = stored
         self._fused: dict[str, tuple[str, int, int]] = {}
+        super().__init__(stored.source, self._fused)
+        self._stored = stored
         fused = fused_rows(config)
         for name in stored.names():
             *start, module, kind = name.split(".")
@@ -53,25 +53,22 @@ class SplitRows:
             self._fused[f"{prefix}.{part}.{kind}"] = (name, row, rows)
             row += rows
 
-    def names(self) -> Sequence[str]:
-        return list(self._fused)
-
     def shape(self, name: str) -> tuple[int, ...]:
-        fused, _, rows = self._found(name)
+        fused, _, rows = self.known(name)
         shape = self._stored.shape(fused)
         return shape if rows < 0 else (rows, *shape[1:])
 
     def dtype(self, name: str) -> str:
-        return self._stored.dtype(self._found(name)[0])
+        return self._stored.dtype(self.known(name)[0])
 
     def get(self, name: str) -> torch.Tensor:
-        fused, row, rows = self._found(name)
+        fused, row, rows = self.known(name)
         tensor = self._stored.get(fused)
         return tensor if rows < 0 else tensor[row : row + rows]
 
     def place(self, name: str) -> Place | None:
         """A part's rows lie together."""
-        fused, row, rows = self._found(name)
+        fused, row, rows = self.known(name)
         whole = self._stored.place(fused)
         if whole is None or rows < 0:
             return whole
@@ -82,9 +79,3 @@ class SplitRows:
             num_bytes=rows * row_bytes,
             shape=(rows, *whole.shape[1:]),
         )
-
-    def _found(self, name: str) -> tuple[str, int, int]:
-        try:
-            return self._fused[name]
-        except KeyError:
-            raise ModelError(f"{self.source}: the tensor {name} is missing") from None
