@@ -9,49 +9,11 @@ from ...runtime.batch import TokenLogprobs
 from ...runtime.errors import InvalidField
 from ...runtime.events import Event
 from .exchange import FINISH, Answer, Exchange, Opened
-from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Refused, Table, check_model, honoured, parse, typed
-from .generate import SAMPLING, SCHEDULING, Envelope, sampling
+from .fields import HONOURED, Harmless, Refused, Table, check_model, every, honoured, honours, parse, typed
+from .generate import SAMPLING, Envelope, sampling
 from .logprobs import entries
 from .messages import chat_messages
 from .reasoning import Split, split_whole, splitter
-
-FIELDS: Table = {
-    **SAMPLING,
-    **SCHEDULING,
-    "jitney": HONOURED,
-    "messages": HONOURED,
-    "model": HONOURED,
-    "stream": HONOURED,
-    "stream_options": HONOURED,
-    "max_tokens": HONOURED,
-    "max_completion_tokens": HONOURED,
-    "n": HONOURED,
-    "logprobs": HONOURED,
-    "top_logprobs": HONOURED,
-    "chat_template_kwargs": HONOURED,
-    "metadata": HARMLESS,
-    "safety_identifier": HARMLESS,
-    "prompt_cache_key": HARMLESS,
-    "prompt_cache_retention": HARMLESS,
-    "store": Harmless((False,)),
-    "service_tier": Harmless(("auto", "default")),
-    "modalities": Harmless((["text"],)),
-    "verbosity": Harmless(("medium",)),
-    "reasoning_effort": HONOURED,
-    "response_format": Harmless(({"type": "text"},)),
-    "tools": Harmless(([],)),
-    "tool_choice": Harmless(("auto", "none")),
-    "parallel_tool_calls": HARMLESS,
-    "functions": Harmless(([],)),
-    "function_call": Harmless(("auto", "none")),
-    "audio": REFUSED,
-    "moderation": REFUSED,
-    "prediction": REFUSED,
-    "prompt_cache_options": REFUSED,
-    "web_search_options": REFUSED,
-    "prompt_logprobs": Refused("completions report them with echo and logprobs"),
-}
-
 
 _NAMES = {
     "n": "n",
@@ -63,10 +25,29 @@ _NAMES = {
 
 class _Request(Envelope, kw_only=True):
     messages: list[Any]
+    chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
     reasoning_effort: Literal["none"] | None = None
     """Switches reasoning off in templates that can."""
+
+
+FIELDS: Table = {
+    **SAMPLING,
+    **honours(_Request),
+    **every(HONOURED, *_NAMES),
+    **every(Harmless(), "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    **every(Harmless(), "parallel_tool_calls"),
+    **every(Harmless(([],)), "tools", "functions"),
+    **every(Harmless(("auto", "none")), "tool_choice", "function_call"),
+    "store": Harmless((False,)),
+    "service_tier": Harmless(("auto", "default")),
+    "modalities": Harmless((["text"],)),
+    "verbosity": Harmless(("medium",)),
+    "response_format": Harmless(({"type": "text"},)),
+    **every(Refused(), "audio", "moderation", "prediction", "prompt_cache_options", "web_search_options"),
+    "prompt_logprobs": Refused("completions report them with echo and logprobs"),
+}
 
 
 class ChatCompletion(Exchange):
@@ -82,9 +63,12 @@ class ChatCompletion(Exchange):
         spelled = {"prompt": "messages"}
         if "max_completion_tokens" in fields:
             spelled["max_tokens"] = "max_completion_tokens"
+        options = request.chat_template_kwargs
         if request.reasoning_effort == "none":
-            request.chat_template_kwargs = {"enable_thinking": False, **(request.chat_template_kwargs or {})}
-        super().__init__(request, (request.generate(chat_messages(request.messages), params, spelled),))
+            options = {"enable_thinking": False, **(options or {})}
+        super().__init__(
+            request, (request.generate(chat_messages(request.messages), params, spelled, options),)
+        )
 
     def begin(self, opened: Opened) -> bytes:
         self._splitters = [splitter(opened.tokenizer, opened.prompts[0]) for _ in range(self.n)]

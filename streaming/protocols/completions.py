@@ -10,31 +10,13 @@ from ...runtime.errors import InvalidField
 from ...runtime.events import Event
 from .errors import failure
 from .exchange import FINISH, Answer, Exchange, Opened
-from .fields import HARMLESS, HONOURED, Harmless, Refused, Table, check_model, honoured, parse, typed
-from .generate import SAMPLING, SCHEDULING, Envelope, sampling
+from .fields import HONOURED, Harmless, Refused, Table, check_model, every, honoured, honours, parse, typed
+from .generate import SAMPLING, Envelope, sampling
 from .logprobs import columns
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, which clients of this route count on."""
-
-FIELDS: Table = {
-    **SAMPLING,
-    **SCHEDULING,
-    "jitney": HONOURED,
-    "prompt": HONOURED,
-    "model": HONOURED,
-    "stream": HONOURED,
-    "stream_options": HONOURED,
-    "max_tokens": HONOURED,
-    "n": HONOURED,
-    "logprobs": HONOURED,
-    "echo": HONOURED,
-    "metadata": HARMLESS,
-    "best_of": Harmless((1,)),
-    "suffix": Harmless(("",)),
-    "prompt_logprobs": Refused("set echo and logprobs"),
-}
 
 _NAMES = {"n": "n", "max_tokens": "max_tokens", "logprobs": "logprobs"}
 
@@ -42,6 +24,17 @@ _NAMES = {"n": "n", "max_tokens": "max_tokens", "logprobs": "logprobs"}
 class _Request(Envelope, kw_only=True):
     prompt: str | list[Any]
     echo: bool = False
+
+
+FIELDS: Table = {
+    **SAMPLING,
+    **honours(_Request),
+    **every(HONOURED, *_NAMES),
+    "metadata": Harmless(),
+    "best_of": Harmless((1,)),
+    "suffix": Harmless(("",)),
+    "prompt_logprobs": Refused("set echo and logprobs"),
+}
 
 
 class Completion(Exchange):

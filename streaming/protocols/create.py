@@ -10,74 +10,18 @@ from msgspec.structs import replace
 
 from ...runtime.backend import Message
 from ...runtime.errors import InvalidField
-from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Refused, Table, check_model, honoured, typed
-from .generate import SAMPLING, SCHEDULING, Envelope, Generate, sampling
+from .fields import HONOURED, Harmless, Refused, Table, check_model, every, honoured, honours, typed
+from .generate import SAMPLING, Envelope, Generate, sampling
 from .messages import input_messages
 from .responses import Facts
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 
-FIELDS: Table = {
-    **SAMPLING,
-    **SCHEDULING,
-    "input": HONOURED,
-    "instructions": HONOURED,
-    "model": HONOURED,
-    "max_output_tokens": HONOURED,
-    "previous_response_id": HONOURED,
-    "metadata": HONOURED,
-    "include": HONOURED,
-    "top_logprobs": HONOURED,
-    "chat_template_kwargs": HONOURED,
-    "stream_options": HONOURED,
-    "jitney": HONOURED,
-    "reasoning": HONOURED,
-    "store": HARMLESS,
-    "safety_identifier": HARMLESS,
-    "prompt_cache_key": HARMLESS,
-    "prompt_cache_retention": HARMLESS,
-    "service_tier": Harmless(("auto", "default")),
-    "truncation": Harmless(("disabled",)),
-    "text": Harmless(({}, {"format": {"type": "text"}})),
-    "tools": Harmless(([],)),
-    "tool_choice": Harmless(("auto", "none")),
-    "parallel_tool_calls": HARMLESS,
-    "max_tool_calls": HARMLESS,
-    "access_programs": REFUSED,
-    "background_options": REFUSED,
-    "context_management": REFUSED,
-    "conversation": Refused("use previous_response_id"),
-    "image": REFUSED,
-    "moderation": REFUSED,
-    "prompt": Refused("use input and instructions"),
-    "prompt_cache_options": REFUSED,
-}
-"""Of both transports."""
-
-SOCKET_FIELDS: Table = {
-    **FIELDS,
-    "type": HONOURED,
-    "stream_id": HONOURED,
-    "generate": HONOURED,
-    "stream": HARMLESS,
-    "background": HARMLESS,
-}
-"""Of a `response.create` frame. A socket always streams; clients of the HTTP route say so here too."""
-
-HTTP_FIELDS: Table = {
-    **FIELDS,
-    "stream": HONOURED,
-    "background": HONOURED,
-    "stream_id": Refused("lanes belong to the WebSocket of the same path"),
-    "generate": Refused("warm-ups belong to the WebSocket of the same path"),
-}
-
 STREAM_OPTIONS: Table = {"include_obfuscation": Harmless((False,))}
 REASONING: Table = {
     "effort": Harmless(("none",)),
-    "summary": Harmless(("auto",)),
-    "generate_summary": Harmless(("auto",)),
+    **every(Harmless(("auto",)), "summary", "generate_summary"),
 }
 """`none` switches reasoning off in templates that can. A summary is never made: reasoning is shown whole."""
 
@@ -99,9 +43,41 @@ class ResponseRequest(Envelope, kw_only=True):
     previous_response_id: str | None = None
     metadata: dict[str, str] | None = None
     include: list[str] = []
+    chat_template_kwargs: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     background: bool = False
     is_generated: bool = msgspec.field(name="generate", default=True)
+
+
+FIELDS: Table = {
+    **SAMPLING,
+    **honours(ResponseRequest),
+    **every(Harmless(), "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    **every(Harmless(), "parallel_tool_calls", "max_tool_calls"),
+    "service_tier": Harmless(("auto", "default")),
+    "truncation": Harmless(("disabled",)),
+    "text": Harmless(({}, {"format": {"type": "text"}})),
+    "tools": Harmless(([],)),
+    "tool_choice": Harmless(("auto", "none")),
+    **every(Refused(), "access_programs", "background_options", "context_management", "image", "moderation"),
+    **every(Refused(), "prompt_cache_options"),
+    "conversation": Refused("use previous_response_id"),
+    "prompt": Refused("use input and instructions"),
+}
+"""Of both transports."""
+
+SOCKET_FIELDS: Table = {
+    **FIELDS,
+    **every(HONOURED, "type", "stream_id"),
+    **every(Harmless(), "stream", "background"),
+}
+"""Of a `response.create` frame. A socket always streams; clients of the HTTP route say so here too."""
+
+HTTP_FIELDS: Table = {
+    **FIELDS,
+    "stream_id": Refused("lanes belong to the WebSocket of the same path"),
+    "generate": Refused("warm-ups belong to the WebSocket of the same path"),
+}
 
 
 class Create:
@@ -128,13 +104,11 @@ class Create:
         system: list[Message] = [{"role": "system", "content": request.instructions}]
         messages = [*(system if request.instructions else ()), *history]
         spelled = {"prompt": "input", "max_tokens": "max_output_tokens"}
-        command = request.generate(messages, self.params, spelled)
-        options = command.template_options
+        options = request.chat_template_kwargs
         if request.reasoning and request.reasoning.get("effort") == "none":
             options = {"enable_thinking": False, **(options or {})}
-        return replace(
-            command, params=self.params, template_options=options, warm_up=not request.is_generated
-        )
+        command = request.generate(messages, self.params, spelled, options)
+        return replace(command, params=self.params, warm_up=not request.is_generated)
 
     def facts(self, created_at: float) -> Facts:
         """What its response object says of it."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ...runtime.errors import InvalidField, RequestError
-from .fields import HONOURED, Table, honoured, typed
+from .fields import honoured, honours, typed
 
 DETACH_S = 30.0
 MAX_DETACH_S = 3600.0
@@ -29,19 +29,6 @@ class OnDisconnect(msgspec.Struct, frozen=True):
 CANCEL = OnDisconnect("cancel")
 FINISH = OnDisconnect("finish")
 
-FIELDS: Table = dict.fromkeys(
-    (
-        "on_disconnect",
-        "detach_ttl_s",
-        "min_flush_tokens",
-        "max_flush_ms",
-        "credit",
-        "deadline_ms",
-        "priority",
-    ),
-    HONOURED,
-)
-
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """The decoded object. `credit`: deltas that may be sent before the reader grants more. A delta waits for
@@ -60,6 +47,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         if self.on_disconnect is None:
             return default
         return OnDisconnect(self.on_disconnect, self.detach_ttl_s or DETACH_S)
+
+
+FIELDS = honours(Delivery)
 
 
 def delivery(given: Mapping[str, Any] | None, *, at: str = "jitney") -> Delivery:

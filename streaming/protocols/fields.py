@@ -37,8 +37,16 @@ Rule = Honoured | Harmless | Refused
 Table = Mapping[str, Rule]
 
 HONOURED = Honoured()
-HARMLESS = Harmless()
-REFUSED = Refused()
+
+
+def every(rule: Rule, *names: str) -> Table:
+    """The same rule for all of these names."""
+    return dict.fromkeys(names, rule)
+
+
+def honours(kind: type[msgspec.Struct]) -> Table:
+    """The fields that a struct decodes."""
+    return every(HONOURED, *kind.__struct_encode_fields__)
 
 
 def parse(body: bytes | str, *, called: str = "body") -> dict[str, Any]:

@@ -12,37 +12,16 @@ from ...runtime.errors import InvalidField, RequestError
 from ...runtime.intake import Prompt
 from ...runtime.params import SamplingParams
 from .delivery import Delivery, delivery
-from .fields import HONOURED, Harmless, Honoured, Table, honoured, typed
+from .fields import HONOURED, Harmless, Table, every, honoured, typed
 
-SAMPLING: dict[str, Honoured] = dict.fromkeys(
-    (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "logit_bias",
-        "allowed_token_ids",
-        "bad_words",
-        "bad_token_ids",
-        "stop",
-        "stop_token_ids",
-        "include_stop_str_in_output",
-        "min_tokens",
-        "ignore_eos",
-        "skip_special_tokens",
-        "spaces_between_special_tokens",
-        "logprob_token_ids",
-    ),
-    HONOURED,
-)
+SAMPLING: Table = {
+    **every(HONOURED, "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
+    **every(HONOURED, "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    **every(HONOURED, "allowed_token_ids", "bad_words", "bad_token_ids", "logprob_token_ids"),
+    **every(HONOURED, "stop", "stop_token_ids", "include_stop_str_in_output", "min_tokens", "ignore_eos"),
+    **every(HONOURED, "skip_special_tokens", "spaces_between_special_tokens"),
+}
 """Honoured on every route, spelled as in `SamplingParams`. The values are checked there."""
-
-SCHEDULING: dict[str, Honoured] = dict.fromkeys(("priority", "deadline_ms", "cache_salt", "user"), HONOURED)
-"""Honoured on every route: when and for whom the request runs."""
 
 STREAM_OPTIONS: Table = {"include_usage": HONOURED, "include_obfuscation": Harmless((False,))}
 
@@ -75,7 +54,7 @@ WHOLE = 2**31 - 1
 
 
 class Envelope(msgspec.Struct, kw_only=True):
-    """What a request says beside its prompt and its sampling, on every route."""
+    """What a request says beside its prompt and its sampling, on every route: its fields are honoured there."""
 
     model: str | None = None
     stream: bool = False
@@ -84,7 +63,6 @@ class Envelope(msgspec.Struct, kw_only=True):
     priority: int = 0
     deadline_ms: float | None = None
     cache_salt: str = ""
-    chat_template_kwargs: dict[str, Any] | None = None
     jitney: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -103,7 +81,13 @@ class Envelope(msgspec.Struct, kw_only=True):
         deadline_ms = self.deadline_ms or self.delivery().deadline_ms
         return None if deadline_ms is None else deadline_ms / 1000
 
-    def generate(self, prompt: Prompt, params: SamplingParams, spelled: dict[str, str]) -> Generate:
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        spelled: dict[str, str],
+        template_options: dict[str, Any] | None = None,
+    ) -> Generate:
         if not self.stream:
             params = msgspec.structs.replace(params, stream_interval=WHOLE)
         wanted = self.delivery()
@@ -114,7 +98,7 @@ class Envelope(msgspec.Struct, kw_only=True):
             deadline_s=self.deadline_s(),
             user=self.user,
             cache_salt=self.cache_salt,
-            template_options=self.chat_template_kwargs,
+            template_options=template_options,
             spelled={"deadline_s": "deadline_ms", "template_options": "chat_template_kwargs", **spelled},
         )
 

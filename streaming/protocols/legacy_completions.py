@@ -9,25 +9,9 @@ import msgspec
 from ...runtime.errors import InvalidField
 from .completions import Completion
 from .exchange import Answer
-from .fields import HONOURED, Harmless, Refused, Table, honoured, parse, typed
+from .fields import HONOURED, Harmless, Refused, Table, every, honoured, honours, parse, typed
 
 MAX_LOGPROBS = 10
-
-FIELDS: Table = {
-    "model": HONOURED,
-    "prompt": HONOURED,
-    "max_tokens": HONOURED,
-    "temperature": HONOURED,
-    "top_k": HONOURED,
-    "top_p": HONOURED,
-    "logprobs": HONOURED,
-    "echo": HONOURED,
-    "seed": HONOURED,
-    "stop": HONOURED,
-    "n": Harmless((1,)),
-    "best_of": Harmless((1,)),
-    "debug_fname": Refused("the server writes no file that a client names"),
-}
 
 
 class _Request(msgspec.Struct, kw_only=True):
@@ -41,6 +25,14 @@ class _Request(msgspec.Struct, kw_only=True):
             raise InvalidField("echo", "true where max_tokens is 0", self.echo)
         if self.logprobs is not None and self.logprobs > MAX_LOGPROBS:
             raise InvalidField("logprobs", f"an integer from 0 to {MAX_LOGPROBS}", self.logprobs)
+
+
+FIELDS: Table = {
+    **honours(_Request),
+    **every(HONOURED, "model", "prompt", "temperature", "top_k", "top_p", "stop"),
+    **every(Harmless((1,)), "n", "best_of"),
+    "debug_fname": Refused("the server writes no file that a client names"),
+}
 
 
 class LegacyCompletion(Completion):

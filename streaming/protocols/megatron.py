@@ -14,33 +14,12 @@ from ...runtime.events import Event
 from ...runtime.params import MAX_SEED, SamplingParams
 from .errors import Refusal
 from .exchange import Answer, Exchange, Opened
-from .fields import HONOURED, Harmless, Refused, Table, honoured, parse, typed
+from .fields import Harmless, Refused, Table, honoured, honours, parse, typed
 from .generate import Envelope, Generate
 from .logprobs import LEAST
 
 MAX_PROMPTS = 128
 DEFAULT_TOKENS = 64
-
-FIELDS: Table = {
-    "prompts": HONOURED,
-    "tokens_to_generate": HONOURED,
-    "logprobs": HONOURED,
-    "temperature": HONOURED,
-    "top_k": HONOURED,
-    "top_p": HONOURED,
-    "top_p_decay": HONOURED,
-    "top_p_bound": HONOURED,
-    "add_BOS": HONOURED,
-    "stop_on_double_eol": HONOURED,
-    "stop_on_eol": HONOURED,
-    "prevent_newline_after_colon": HONOURED,
-    "random_seed": HONOURED,
-    "stop_token": HONOURED,
-    "length_penalty": Harmless((1, 1.0)),
-    "max_len": Refused("it is called tokens_to_generate"),
-    "sentences": Refused("they are called prompts"),
-    "beam_width": Refused("there is no beam search"),
-}
 
 _THEIRS = {
     "max_tokens": "tokens_to_generate",
@@ -126,6 +105,15 @@ _BOUNDS = (
     ("random_seed", 0, MAX_SEED - 1),
     ("stop_token", 0, 2**31 - 1),
 )
+
+
+FIELDS: Table = {
+    **honours(_Request),
+    "length_penalty": Harmless((1, 1.0)),
+    "max_len": Refused("it is called tokens_to_generate"),
+    "sentences": Refused("they are called prompts"),
+    "beam_width": Refused("there is no beam search"),
+}
 
 
 class MegatronApi(Exchange):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...runtime.backend import Message
 from ...runtime.errors import InvalidField, RequestError
-from .fields import HARMLESS, HONOURED, REFUSED, Harmless, Table, honoured
+from .fields import HONOURED, Harmless, Refused, Table, every, honoured
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """The roles that are taken, and what they are to a model's template."""
@@ -15,37 +15,17 @@ MAX_PARTS = 8192
 """Messages and text parts of one request, all told."""
 
 MESSAGE: Table = {
-    "role": HONOURED,
-    "content": HONOURED,
-    "tool_calls": Harmless(([],)),
-    "annotations": Harmless(([],)),
-    "reasoning_content": HARMLESS,
-    "name": REFUSED,
-    "refusal": REFUSED,
-    "audio": REFUSED,
-    "function_call": REFUSED,
-    "tool_call_id": REFUSED,
+    **every(HONOURED, "role", "content"),
+    **every(Harmless(([],)), "tool_calls", "annotations"),
+    "reasoning_content": Harmless(),
+    **every(Refused(), "name", "refusal", "audio", "function_call", "tool_call_id"),
 }
-TEXT_PART: Table = {"type": HONOURED, "text": HONOURED}
+TEXT_PART = every(HONOURED, "type", "text")
 
-ITEM: Table = {
-    "type": HONOURED,
-    "role": HONOURED,
-    "content": HONOURED,
-    "id": HARMLESS,
-    "status": HARMLESS,
-    "phase": HARMLESS,
-}
+ITEM: Table = {**every(HONOURED, "type", "role", "content"), **every(Harmless(), "id", "status", "phase")}
 """A message item of the Responses API, input or output: clients send our own output items back."""
-REASONING_ITEM: Table = dict.fromkeys(
-    ("type", "id", "summary", "content", "encrypted_content", "status"), HARMLESS
-)
-ITEM_PART: Table = {
-    "type": HONOURED,
-    "text": HONOURED,
-    "annotations": Harmless(([],)),
-    "logprobs": HARMLESS,
-}
+REASONING_ITEM = every(Harmless(), "type", "id", "summary", "content", "encrypted_content", "status")
+ITEM_PART: Table = {**TEXT_PART, "annotations": Harmless(([],)), "logprobs": Harmless()}
 
 
 def chat_messages(messages: list[Any]) -> list[Message]:

@@ -24,7 +24,7 @@ from .actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
 from .create import SOCKET_FIELDS, Create
 from .delivery import MAX_CREDIT, Delivery
 from .errors import Refusal, Refused, invalid, refusal
-from .fields import HARMLESS, HONOURED, Table, honoured, parse
+from .fields import HONOURED, Harmless, Table, every, honoured, parse
 
 MAX_IN_FLIGHT = 16
 MAX_WAITING = 64
@@ -200,12 +200,7 @@ class ResponsesSession:
             raise Refused(invalid(message, code="websocket_stream_limit_reached", param="stream_id"))
 
 
-CANCEL_FIELDS: Table = {
-    "type": HONOURED,
-    "response_id": HONOURED,
-    "stream_id": HONOURED,
-    "event_id": HARMLESS,
-}
+CANCEL_FIELDS: Table = {**every(HONOURED, "type", "response_id", "stream_id"), "event_id": Harmless()}
 RESUME_FIELDS: Table = {**CANCEL_FIELDS, "starting_after": HONOURED, "credit": HONOURED}
 CREDIT_FIELDS: Table = {**CANCEL_FIELDS, "credit": HONOURED}
 

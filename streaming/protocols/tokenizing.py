@@ -8,20 +8,8 @@ import msgspec
 
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.intake import Prompt
-from .fields import HONOURED, Harmless, Table, check_model, honoured, typed
+from .fields import Harmless, Table, check_model, honoured, honours, typed
 from .messages import chat_messages
-
-TOKENIZE: Table = {
-    "model": HONOURED,
-    "prompt": HONOURED,
-    "messages": HONOURED,
-    "add_special_tokens": HONOURED,
-    "return_token_strs": HONOURED,
-    "chat_template_kwargs": HONOURED,
-    "add_generation_prompt": Harmless((True,)),
-    "continue_final_message": Harmless((False,)),
-}
-DETOKENIZE: Table = {"model": HONOURED, "tokens": HONOURED}
 
 
 class Tokenize(msgspec.Struct, kw_only=True):
@@ -45,6 +33,15 @@ class Tokenize(msgspec.Struct, kw_only=True):
 class Detokenize(msgspec.Struct, kw_only=True):
     model: str | None = None
     tokens: list[int]
+
+
+TOKENIZE: Table = {
+    **honours(Tokenize),
+    "add_generation_prompt": Harmless((True,)),
+    "continue_final_message": Harmless((False,)),
+}
+
+DETOKENIZE = honours(Detokenize)
 
 
 def tokenize(body: dict[str, Any], served_model: str) -> Tokenize:

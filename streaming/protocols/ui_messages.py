@@ -6,24 +6,14 @@ from typing import Any
 
 from ...runtime.backend import Message
 from ...runtime.errors import InvalidField, RequestError
-from .fields import HARMLESS, HONOURED, Table, honoured
+from .fields import HONOURED, Harmless, Table, every, honoured
 
 MAX_MESSAGES = 10_000
 
-MESSAGE: Table = {
-    "id": HARMLESS,
-    "role": HONOURED,
-    "parts": HONOURED,
-    "metadata": HARMLESS,
-    "createdAt": HARMLESS,
-}
+MESSAGE: Table = {**every(HONOURED, "role", "parts"), **every(Harmless(), "id", "metadata", "createdAt")}
 TEXT: Table = {
-    "type": HONOURED,
-    "text": HONOURED,
-    "id": HARMLESS,
-    "state": HARMLESS,
-    "citations": HARMLESS,
-    "providerMetadata": HARMLESS,
+    **every(HONOURED, "type", "text"),
+    **every(Harmless(), "id", "state", "citations", "providerMetadata"),
 }
 
 SILENT_PARTS = ("step-start", "reasoning", "source-url", "source-document")

@@ -17,8 +17,8 @@ import msgspec
 
 from ...runtime.errors import InvalidField, QueueFull, RequestError
 from .delivery import FINISH, OnDisconnect, delivery
-from .fields import HARMLESS, HONOURED, Refused, Table, check_model, honoured, parse, typed
-from .generate import SAMPLING, SCHEDULING, Envelope, Generate, sampling
+from .fields import HONOURED, Harmless, Refused, Table, check_model, every, honoured, parse, typed
+from .generate import SAMPLING, Envelope, Generate, sampling
 from .ui_chunks import UIChunks, plain_frame
 from .ui_messages import ui_messages
 
@@ -28,38 +28,28 @@ MAX_ID_CHARS = 256
 
 BODY: Table = {
     **SAMPLING,
-    **SCHEDULING,
-    "model": HONOURED,
-    "max_tokens": HONOURED,
-    "chat_template_kwargs": HONOURED,
-    "jitney": HONOURED,
-    "metadata": HARMLESS,
+    **every(HONOURED, "model", "max_tokens", "priority", "deadline_ms", "cache_salt", "user"),
+    **every(HONOURED, "chat_template_kwargs", "jitney"),
+    "metadata": Harmless(),
 }
 """What an application may put in the transport's `body`, or in `sendMessage(…, { body })`."""
 
-DELIVERY: Table = {"on_disconnect": HONOURED, "detach_ttl_s": HONOURED}
+DELIVERY = every(HONOURED, "on_disconnect", "detach_ttl_s")
 """Of the fields in `jitney`, those that mean something on this socket."""
 
 SEND: Table = {
-    "type": HONOURED,
-    "requestId": HONOURED,
-    "id": HONOURED,
-    "trigger": HONOURED,
-    "messages": HONOURED,
-    "body": HONOURED,
-    "messageId": HARMLESS,
-    "headers": HARMLESS,
-    "metadata": HARMLESS,
+    **every(HONOURED, "type", "requestId", "id", "trigger", "messages", "body"),
+    **every(Harmless(), "messageId", "headers", "metadata"),
 }
 RESUME: Table = {
-    "type": HONOURED,
-    "requestId": HONOURED,
-    "id": HONOURED,
+    **every(HONOURED, "type", "requestId", "id"),
     "lastSequence": Refused("leave it out: a resume replays the whole answer"),
-    "headers": HARMLESS,
-    "body": HARMLESS,
-    "metadata": HARMLESS,
+    **every(Harmless(), "headers", "body", "metadata"),
 }
+
+
+class _Body(Envelope, kw_only=True):
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Request:
@@ -158,10 +148,11 @@ class UISession:
         conversation = ui_messages(messages, has_instructions=self._instructs)
         fields = honoured(body or {}, BODY, at="body.")
         policy = _policy(fields.pop("jitney", None))
-        envelope = typed({**fields, "stream": True}, Envelope, at="body.")
+        envelope = typed({**fields, "stream": True}, _Body, at="body.")
         check_model(envelope.model, self._served_model)
         params = sampling(fields, {"max_tokens": "max_tokens"})
-        generate = envelope.generate(conversation, params, {"prompt": "messages"})
+        options = envelope.chat_template_kwargs
+        generate = envelope.generate(conversation, params, {"prompt": "messages"}, options)
         return Send(self._opened(frame), generate, policy)
 
     def _resume(self, frame: dict[str, Any]) -> Action:

@@ -16,13 +16,11 @@ from ..access.origins import ORIGIN
 from ..access.tickets import LIFE_S
 from ..principal import Principal, principal_of
 from ..protocols.errors import Refused, invalid
-from ..protocols.fields import HONOURED, Table, honoured, typed
+from ..protocols.fields import honoured, honours, typed
 from .replies import json_body, json_reply
 
 MAX_INSTRUCTIONS_CHARS = 16_384
 MAX_BODY_BYTES = 256 * 2**10
-
-FIELDS: Table = {"user": HONOURED, "instructions": HONOURED, "origin": HONOURED}
 
 
 class _Order(msgspec.Struct, kw_only=True):
@@ -48,7 +46,7 @@ class TicketOffice:
         return [Route("/v1/ws-tickets", self._sell, methods=["POST"])]
 
     async def _sell(self, request: Request) -> Response:
-        order = typed(honoured(await json_body(request, MAX_BODY_BYTES), FIELDS), _Order)
+        order = typed(honoured(await json_body(request, MAX_BODY_BYTES), honours(_Order)), _Order)
         buyer = principal_of(request.scope)
         if order.user and buyer.user and order.user != buyer.user:
             raise InvalidField("user", f"{buyer.user!r}, whom the request comes from", order.user)

@@ -14,6 +14,7 @@ from jitney.runtime.params import SamplingParams
 from jitney.runtime.testing import ByteTokenizer
 from jitney.streaming.protocols import legacy_completions, megatron
 from jitney.streaming.protocols.exchange import Opened
+from jitney.streaming.protocols.fields import HONOURED
 from jitney.streaming.protocols.legacy_completions import LegacyCompletion
 from jitney.streaming.protocols.megatron import MegatronApi
 
@@ -209,6 +210,6 @@ def test_the_legacy_completion_refuses_by_name(fields: dict[str, Any], named: st
 
 
 def test_the_tables_and_the_structs_name_the_same_fields() -> None:
-    honoured = {name for name, rule in megatron.FIELDS.items() if rule is megatron.HONOURED}
+    honoured = {name for name, rule in megatron.FIELDS.items() if rule is HONOURED}
     assert honoured == {*megatron._Request.__struct_fields__}
     assert {*legacy_completions._Request.__struct_fields__} <= {*legacy_completions.FIELDS}
