@@ -283,4 +283,4 @@ try {
   $("state").textContent = error.message;
 }
 grow();
-show(location.hash.slice(1));
+show(chat.messages.length ? chat.id : location.hash.slice(1)); // who asks before the models are known stays there

@@ -10,13 +10,14 @@ from typing import Any
 import anyio
 import pytest
 import uvicorn
+from pace import Pace
 
 from jitney.runtime import DynamicEngine, EngineConfig
 from jitney.runtime.testing import Reply, Script, ScriptedBackend
 from jitney.streaming import create_app
 from jitney.streaming.serve import serve
 
-SLOW = Reply(match="slow", text="tick " * 400, token_s=0.005)
+SLOW = Reply(match="slow", text="tick " * 1600, token_s=0.005)
 REPLIES = [
     Reply(match="sky", text="Rayleigh scattering."),
     Reply(match="broken", text="half an answer", fail_after=6),
@@ -26,10 +27,11 @@ REPLIES = [
 
 @asynccontextmanager
 async def scripted_engine(
-    *replies: Reply, reasons: bool = False, **config: Any
+    *replies: Reply, pace: Pace, reasons: bool = False, **config: Any
 ) -> AsyncIterator[DynamicEngine]:
     script = Script(reply=[*replies, *REPLIES], context_length=8192, reasons=reasons)
-    async with DynamicEngine(ScriptedBackend(script), EngineConfig(**config)) as engine:
+    backend = ScriptedBackend(script, clock=pace.clock, sleep=pace.sleep)
+    async with DynamicEngine(backend, EngineConfig(**config)) as engine:
         yield engine
 
 
@@ -47,16 +49,17 @@ async def server(app: Any, **options: Any) -> AsyncIterator[str]:
 
 
 class Serving:
-    """What `serving` gives: the engine, the app and its URL."""
+    """What `serving` gives: the engine, the pace of its script, the app and its URL."""
 
-    def __init__(self, engine: DynamicEngine, app: Any, url: str) -> None:
+    def __init__(self, engine: DynamicEngine, pace: Pace, app: Any, url: str) -> None:
         self.engine = engine
+        self.pace = pace
         self.app = app
         self.url = url
 
     async def until(self, condition: Callable[[Any], bool]) -> None:
         """Until the engine's stats satisfy `condition`."""
-        with anyio.move_on_after(30):
+        with anyio.move_on_after(60):
             while True:
                 if condition(self.engine.stats()):
                     return
@@ -73,10 +76,11 @@ def serving() -> Any:
 
     @asynccontextmanager
     async def start(*replies: Reply, config: Any = None, **options: Any) -> AsyncIterator[Serving]:
-        async with scripted_engine(*replies, **(config or {})) as engine:
+        pace = Pace()
+        async with scripted_engine(*replies, pace=pace, **(config or {})) as engine:
             app = create_app(engine, **options)
             async with server(app) as url:
-                yield Serving(engine, app, url)
+                yield Serving(engine, pace, app, url)
 
     return start
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from node_clients import CHROMIUM, needs_chromium, needs_node, run_node
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from jitney.runtime.testing import Reply
 
@@ -32,7 +35,7 @@ REPLIES = (
     Reply(match="markdown", text=MARKDOWN, token_s=0.001),
     Reply(match="evil", text=EVIL),
     Reply(match="think", text="<think>\nlet me <b>see</b>\n</think>\n\nIt is **4**.", token_s=0.002),
-    Reply(match="long", text="tock " * 150, token_s=0.006),
+    Reply(match="long", text="tock " * 150, token_s=0.001),
 )
 SCENARIOS = (
     *(
@@ -48,17 +51,23 @@ SCENARIOS = (
         "markup",
         "settings",
     ),
-    *("key", "phone", "dashboard", "client", "reasoning", "refused", "offline"),
+    *("key", "phone", "dashboard", "client", "reasoning", "refused", "offline", "early"),
 )
 
 
 @needs_node
 @needs_chromium
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_the_page(serving: Any, scenario: str) -> None:
     options = {"api_key": "secret"} if scenario == "key" else {}
     config = {"reasons": True} if scenario == "reasoning" else None
     async with serving(*REPLIES, config=config, **options) as served:
-        await run_node("page.mjs", served.url, scenario, CHROMIUM or "")
+
+        async def hold(request: Request) -> Response:
+            served.pace.hold(float(request.path_params["after_s"]))
+            return Response()
+
+        served.app.router.routes.insert(0, Route("/hold/{after_s}", hold))
+        await run_node("page.mjs", served.url, scenario, CHROMIUM or "", timeout_s=300)
         await served.until_idle()
