@@ -85,6 +85,7 @@ class Forward:
         self._layers, self._ops, self._sampler = layers, ops, sampler
         self._state, self._gathered, self._ring = state, gathered, ring
 
+    @torch.inference_mode()
     def run(self, size: Pass) -> Tensor:
         """Compute, sample and publish one pass. Enqueues work; waits for none. Gives the hidden states [T, hidden]
         before the last norm."""
@@ -104,6 +105,7 @@ class Forward:
         """Of the last `full` pass's rows, until the next."""
         return self._sampler.scorer.scores
 
+    @torch.inference_mode()
     def score_prompt(self, hidden: Tensor, slot: int, tokens: Tensor) -> Scores:
         """hidden [n, hidden] before the last norm; the n `tokens` int32 that follow them in a slot's prompt."""
         rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)

@@ -1,41 +1,48 @@
-"""What the device sends back: a pinned ring that the passes write, and an event for each that the host waits for."""
+"""What the device sends back: a pinned ring that the passes write, and an event for each that the host waits for.
+
+The worker sleeps while it waits, and wakes up with cold caches: what it does then costs ten times what the same costs
+in a loop, so it is little, and of few kinds.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..kernels.rows import RING
+
+Entry = tuple[memoryview, memoryview]
+"""Of the ring: tokens, flags."""
 
 
 class Posting:
     """The results of one pass: read once, after its event."""
 
-    def __init__(self, ring: NDArray[np.int32], event: torch.cuda.Event | None, num_samples: int) -> None:
-        self._ring, self._event, self._num_samples = ring, event, num_samples
-        self._result: NDArray[np.int32] | None = None
+    def __init__(self, entry: Entry, event: torch.cuda.Event | None, num_samples: int) -> None:
+        self._entry, self._event, self._num_samples = entry, event, num_samples
+        self._result: tuple[list[int], list[int]] | None = None
 
-    def read(self) -> NDArray[np.int32]:
-        """Tokens and flags [2, samples]; waits for the pass, with the interpreter lock released."""
+    def read(self) -> tuple[list[int], list[int]]:
+        """Tokens and flags of each sample; waits for the pass, with the interpreter lock released."""
         if self._result is None:
             if self._event is not None:
                 self._event.synchronize()
-            self._result = self._ring[:, : self._num_samples].copy()
+            tokens, flags = self._entry
+            self._result = tokens[: self._num_samples].tolist(), flags[: self._num_samples].tolist()
         return self._result
 
 
 class Outbox:
     """`ring` [RING, 2, samples] int32 is what passes publish into, entry by entry, in the order that `posted` is
-    called. An entry is read out at the latest when its turn comes again."""
+    called. An entry is read out at the latest when its turn comes again. Made under the stream that the passes use."""
 
     def __init__(self, max_samples: int, device: torch.device) -> None:
-        self._on_device = device.type == "cuda"
-        self.ring = torch.zeros((RING, 2, max_samples), dtype=torch.int32, pin_memory=self._on_device)
-        self._view = np.asarray(self.ring.numpy())
-        self._events = [torch.cuda.Event(blocking=True) if self._on_device else None for _ in range(RING)]
+        on_device = device.type == "cuda"
+        self.ring = torch.zeros((RING, 2, max_samples), dtype=torch.int32, pin_memory=on_device)
+        self._entries = [(memoryview(tokens), memoryview(flags)) for tokens, flags in self.ring.numpy()]
+        self._events = [torch.cuda.Event(blocking=True) if on_device else None for _ in range(RING)]
+        self._stream = torch.cuda.current_stream() if on_device else None
         self._count = 0
         self._unread: deque[Posting] = deque()
 
@@ -46,8 +53,8 @@ class Outbox:
         entry = self._count % RING
         event = self._events[entry]
         if event is not None:
-            event.record()
-        posting = Posting(self._view[entry], event, num_samples)
+            event.record(self._stream)
+        posting = Posting(self._entries[entry], event, num_samples)
         self._unread.append(posting)
         self._count += 1
         return posting

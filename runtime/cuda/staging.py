@@ -16,7 +16,7 @@ CAPACITY = 1 << 18
 
 
 class Staging:
-    """`capacity`: words of a block; a larger patch takes several."""
+    """`capacity`: words of a block; a larger patch takes several. Made under the stream that the passes use."""
 
     def __init__(self, arena: Arena, num_blocks: int, capacity: int = CAPACITY) -> None:
         self._words = arena.words
@@ -26,10 +26,16 @@ class Staging:
         ]
         self._views = [block.numpy() for block in self._blocks]
         self._read = [torch.cuda.Event(blocking=True) if on_device else None for _ in self._blocks]
+        self._stream = torch.cuda.current_stream() if on_device else None
         self._next = 0
 
     def apply(self, patch: Patch) -> None:
         """Enqueue the patch; the host may go on at once."""
+        if patch.num_words:
+            self._send(patch)
+
+    @torch.inference_mode()
+    def _send(self, patch: Patch) -> None:
         for offsets, values in patch.pieces(self._views[0].shape[1]):
             index, self._next = self._next, (self._next + 1) % len(self._blocks)
             event, view = self._read[index], self._views[index]
@@ -39,4 +45,4 @@ class Staging:
             view[1, : len(offsets)] = values
             apply_patch(self._words, self._blocks[index], len(offsets))
             if event is not None:
-                event.record()
+                event.record(self._stream)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import msgspec
 import torch
@@ -95,10 +95,12 @@ class CudaStep:
         """The last pass that only decoded: while it stays the same, its size and rows need not be found again."""
         self._prompts = PromptScores(forward.score_prompt, ladder.max_samples)
 
-    @torch.inference_mode()
     def launch(self, batch: Batch) -> Ticket:
-        with self._faults():
+        try:
             return self._launch(batch)
+        except Exception as error:
+            self._recover(error)
+            raise
 
     def _launch(self, batch: Batch) -> list[_Pass]:
         patch = Patch(self._arena)
@@ -113,6 +115,7 @@ class CudaStep:
         self._staging.apply(patch)
         return passes
 
+    @torch.inference_mode()
     def _seat(self, patch: Patch, seat: Seat) -> None:
         refused = refusal(seat.sampling)
         self._refused.pop(seat.slot, None)
@@ -179,20 +182,23 @@ class CudaStep:
 
     def collect(self, ticket: Ticket) -> Outcomes:
         assert isinstance(ticket, list)
-        with self._faults():
+        try:
             return [outcome for part in ticket for outcome in self._outcomes(part)]
+        except Exception as error:
+            self._recover(error)
+            raise
 
     def _outcomes(self, part: _Pass) -> Iterator[RowOutcome | Decoded]:
         """The tokens of all that decode at once, and by row what needs more words."""
         tokens, flags = part.posting.read()
         decoded = len(part.decodes)
         if decoded:
-            yield Decoded(part.decodes, tokens[:decoded].tolist())
+            yield Decoded(part.decodes, tokens[:decoded])
         prompts = dict(part.prompts)
-        is_plain = part.scores is None and not (prompts or self._refused or flags.any())
+        is_plain = part.scores is None and not (prompts or self._refused or any(flags))
         for row, slot in part.rows[decoded:] if is_plain else part.rows:
-            error = self._refused.get(slot) or FAULTS.get(int(flags[row]))
-            token = int(tokens[row])
+            error = self._refused.get(slot) or FAULTS.get(flags[row])
+            token = tokens[row]
             logprobs = self._logprobs(part, row, slot, token)
             scored = prompts.pop(slot).read() if slot in prompts else ()
             if error:
@@ -208,21 +214,16 @@ class CudaStep:
             return ()
         return (part.scores.read(row, token, sampling.logprobs, sampling.logprob_token_ids),)
 
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        """A fault of the device is final. After any other (no memory for something that a pass wanted) the ring is
-        read from where the device is, which may have stopped anywhere in a pass. That waits for the device, and so
-        shows its faults where a library told of them in words of its own."""
+    def _recover(self, error: Exception) -> None:
+        """A fault of the device is final: `DeviceLost`. After any other (no memory for something that a pass wanted)
+        the ring is read from where the device is, which may have stopped anywhere in a pass. That waits for the device,
+        and so shows its faults where a library told of them in words of its own."""
         try:
-            try:
-                yield
-            except torch.AcceleratorError:
-                raise
-            except Exception:
-                self._settle()
-                raise
-        except torch.AcceleratorError as error:
-            raise DeviceLost(f"the card failed: {str(error).strip().splitlines()[0]}") from error
+            if isinstance(error, torch.AcceleratorError):
+                raise error
+            self._settle()
+        except torch.AcceleratorError as fault:
+            raise DeviceLost(f"the card failed: {str(fault).strip().splitlines()[0]}") from fault
 
     @torch.inference_mode()
     def rehearse(self, forward: Forward, sizes: Iterable[Pass]) -> None:
@@ -242,11 +243,13 @@ class CudaStep:
         if not self._graphs.num_missing:
             return False
         try:
-            with self._faults():
-                self._settle()
-                self._graphs.record_next()
-                self._settle()
-        except torch.OutOfMemoryError as error:
+            self._settle()
+            self._graphs.record_next()
+            self._settle()
+        except Exception as error:
+            self._recover(error)
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             logger.warning("%d passes stay without a graph: %s", 1 + self._graphs.give_up(), error)
         return True
 
