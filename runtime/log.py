@@ -10,7 +10,7 @@ the engine has rows, so nothing is ever cut from one and no reader slows the eng
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -24,12 +24,11 @@ Take = Callable[[Event], bool]
 class Log:
     """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
 
-    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
+    __slots__ = ("_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._readers: list[tuple[asyncio.Future[None], Take | None]] = []
-        self._ends: list[asyncio.Future[None]] = []
         self.is_sealed = False
         self.num_discarded = 0
         self.num_bytes = 0
@@ -55,10 +54,6 @@ class Log:
         self.is_sealed = event.kind == "done"
         if self._readers:
             self._tell(event)
-        if self.is_sealed:
-            for end in self._ends:
-                if not end.done():
-                    end.set_result(None)
         return True
 
     def _tell(self, event: Event) -> None:
@@ -101,12 +96,7 @@ class Log:
 
     async def wait_sealed(self) -> None:
         if not self.is_sealed:
-            end = asyncio.get_running_loop().create_future()
-            self._ends.append(end)
-            try:
-                await end
-            finally:
-                self._ends.remove(end)
+            await self.news(lambda event: not self.is_sealed)
 
     async def news(self, take: Take | None = None) -> None:
         """Waits for the next entry that `take` does not take. Raises what `take` does."""
@@ -139,16 +129,15 @@ def merged(events: Iterable[Event]) -> list[Event]:
             runs[-1].append(event)
         else:
             runs.append([event])
-    return [_joined(run) for run in runs]
+    return [run[0] if len(run) == 1 else joined(run) for run in runs]
 
 
-def _joined(deltas: list[Event]) -> Event:
-    if len(deltas) == 1:
-        return deltas[0]
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+def joined(parts: Sequence[Event]) -> Event:
+    """Events of one choice as one: the last of them, with the text, the ids and the log-probabilities of all."""
+    logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
     return msgspec.structs.replace(
-        deltas[-1],
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        logprobs=tuple(logprobs) if deltas[-1].logprobs is not None else None,
+        parts[-1],
+        text="".join([part.text for part in parts]),
+        token_ids=tuple([token for part in parts for token in part.token_ids]),
+        logprobs=None if parts[-1].logprobs is None else logprobs,
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from .events import Event
+from .log import joined
 
 Shape = Callable[[Event], list[Event]]
 
@@ -17,22 +16,13 @@ def _as_deltas(past: list[Event]) -> Shape:
 
 def _as_cumulative(past: list[Event]) -> Shape:
     """Text, ids and log-probabilities of an event are its choice's whole, the `past` included."""
-    wholes: dict[int, list[Event]] = {}
+    wholes: dict[int, Event] = {}
 
     def shape(event: Event) -> list[Event]:
         if event.kind not in ("delta", "finish"):
             return [event]
-        parts = wholes.setdefault(event.index, [])
-        parts.append(event)
-        whole = msgspec.structs.replace(
-            event,
-            text="".join(part.text for part in parts),
-            token_ids=tuple(token for part in parts for token in part.token_ids),
-            logprobs=None
-            if event.logprobs is None
-            else tuple(e for part in parts for e in part.logprobs or ()),
-        )
-        wholes[event.index] = [whole]
+        before = wholes.get(event.index)
+        whole = wholes[event.index] = event if before is None else joined([before, event])
         return [whole]
 
     for event in past:

@@ -12,6 +12,7 @@ from ..config import EngineConfig
 from ..errors import InvalidField, QueueFull
 from ..events import Event
 from ..intake import Options, Prompt
+from ..log import joined
 from ..messages import Generate
 from ..params import SamplingParams
 from ..response import Response
@@ -112,23 +113,23 @@ def fold(prompt: Prompt, response: Response) -> dict[str, Any]:
     """A sealed response as one dict: `id`, `prompt`, `prompt_token_ids`, `choices` (each `index`, `text`, `token_ids`,
     `finish_reason`, `matched`, `logprobs`), the first choice's `text`, `tokens` and `finish_reason`,
     `prompt_logprobs`, `usage`, `times` and `error`."""
-    choices = [_Parts() for _ in range(response.request.n)]
+    parts: list[list[Event]] = [[] for _ in range(response.request.n)]
     prompt_logprobs: list[Any] = []
     events = response.log.read(0)
     for event in events:
         if event.kind == "prompt":
             prompt_logprobs += event.prompt_logprobs or ()
         elif event.kind != "done":
-            choices[event.index].add(event)
-    folded = [choice.folded(index) for index, choice in enumerate(choices)]
+            parts[event.index].append(event)
+    choices = [_choice(joined(each)) for each in parts]
     return {
         "id": response.id,
         "prompt": prompt,
         "prompt_token_ids": list(response.request.prompt),
-        "text": folded[0]["text"],
-        "tokens": folded[0]["token_ids"],
-        "finish_reason": folded[0]["finish_reason"],
-        "choices": folded,
+        "text": choices[0]["text"],
+        "tokens": choices[0]["token_ids"],
+        "finish_reason": choices[0]["finish_reason"],
+        "choices": choices,
         "prompt_logprobs": msgspec.to_builtins(prompt_logprobs) or None,
         "usage": msgspec.to_builtins(events[-1].usage),
         "times": msgspec.to_builtins(events[-1].times),
@@ -136,21 +137,12 @@ def fold(prompt: Prompt, response: Response) -> dict[str, Any]:
     }
 
 
-class _Parts:
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def add(self, event: Event) -> None:
-        self._events.append(event)
-
-    def folded(self, index: int) -> dict[str, Any]:
-        events = self._events
-        scores = [entry for event in events for entry in event.logprobs or ()]
-        return {
-            "index": index,
-            "text": "".join(event.text for event in events),
-            "token_ids": [token for event in events for token in event.token_ids],
-            "finish_reason": events[-1].finish_reason,
-            "matched": events[-1].matched,
-            "logprobs": None if events[-1].logprobs is None else msgspec.to_builtins(scores),
-        }
+def _choice(whole: Event) -> dict[str, Any]:
+    return {
+        "index": whole.index,
+        "text": whole.text,
+        "token_ids": list(whole.token_ids),
+        "finish_reason": whole.finish_reason,
+        "matched": whole.matched,
+        "logprobs": None if whole.logprobs is None else list(msgspec.to_builtins(whole.logprobs)),
+    }
