@@ -19,8 +19,8 @@ from .contents import Contents, Report
 from .folder import Folder, whole_directory
 from .machine import tiles_here
 from .options import SIZES, ExportOptions
-from .rank import Rank
 from .safetensors_file import SafetensorsFile
+from .shards import Sharding
 from .source import Source
 from .stacks import Slot
 from .text_side import write_text_side
@@ -51,7 +51,7 @@ def export_engine(source: Source, target: Path, options: ExportOptions, report: 
             options=options.words(),
             config=contents.config,
             tp=options.tp,
-            rank_config=None if options.tp == 1 else Rank(contents.config, options.tp, 0).config,
+            rank_config=None if options.tp == 1 else Sharding(contents.config, options.tp).rank_config,
             quantize=options.quantize,
             removed={part.group: part.num_bytes for part in source.stripped},
             weight_bytes=contents.num_bytes,
@@ -69,13 +69,13 @@ def export_engine(source: Source, target: Path, options: ExportOptions, report: 
 
 def _write_weights(folder: Folder, contents: Contents, tp: int, report: Report) -> None:
     """One file a rank, all written at once, so that the source is read once."""
-    ranks = [Rank(contents.config, tp, rank) for rank in range(tp)]
-    stacks = [[rank.slot(slot) for slot in stack] for rank in ranks[:1] for stack in contents.stacks]
-    files = [SafetensorsFile(folder, weights_name(r), [fused(stack) for stack in stacks]) for r in range(tp)]
+    sharding = Sharding(contents.config, tp)
+    stacks = [fused([slot.cut(sharding) for slot in stack]) for stack in contents.stacks]
+    files = [SafetensorsFile(folder, weights_name(rank), stacks) for rank in range(tp)]
     slots = [slot for stack in contents.stacks for slot in stack]
     for slot, tensor in zip(slots, contents.tensors(report), strict=True):
-        for rank, file in zip(ranks, files, strict=True):
-            file.add(rank.part(slot, tensor))
+        for rank, file in enumerate(files):
+            file.add(sharding.part(slot.name, tensor, rank))
     for file in files:
         file.close()
 

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from ..runtime.errors import ModelError
 from ..runtime.process import num_cores
 from ..runtime.weights.blocks import BLOCK_BYTES, block_digest
@@ -63,6 +65,9 @@ class Folder:
         file = self.create(name)
         file.write(content)
         file.close()
+
+    def write_json(self, name: str, content: object) -> None:
+        self.write(name, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
     def stored(self) -> tuple[StoredFile, ...]:
         """All files so far, closed and hashed, by name."""

@@ -20,7 +20,7 @@ def hf_fields(config: ModelConfig) -> dict[str, Any]:
     """Raises `ModelError` naming what no family has."""
     _check(config)
     family, extra = _family(config)
-    scaling = _rope_scaling(config)
+    scaling = rope_scaling(config)
     return {
         "architectures": [f"{family}ForCausalLM"],
         "model_type": family.lower(),
@@ -113,7 +113,8 @@ def _layer_types(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
+def rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    """As Hugging Face and TensorRT-LLM spell it, but for the name of a linear one's kind there."""
     scaling = config.rope_scaling
     if scaling is None:
         return None

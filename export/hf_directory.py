@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -36,7 +34,7 @@ def export_huggingface(source: Source, target: Path, options: ExportOptions, rep
         contents.check_quality(options.max_kl, options.accept_quality)
         if contents.config.quantization is not None:
             fields["quantization_config"] = quantization_config(contents.config, contents.group)
-        folder.write("config.json", _json(fields))
+        folder.write_json("config.json", fields)
     return contents
 
 
@@ -65,7 +63,7 @@ def _write_weights(folder: Folder, contents: Contents, report: Report) -> None:
     if total > 1:
         size = contents.num_bytes + sum(slot.num_bytes for slot in extras)
         index = {"metadata": {"total_size": size}, "weight_map": places}
-        folder.write("model.safetensors.index.json", _json(index))
+        folder.write_json("model.safetensors.index.json", index)
 
 
 def _shards(slots: list[Slot]) -> list[list[Slot]]:
@@ -100,7 +98,3 @@ def _packed(contents: Contents) -> Iterator[tuple[str, tuple[int, int]]]:
         for slot in stack:
             if slot.name.endswith(".weight_packed"):
                 yield slot.name.removesuffix(".weight_packed"), (slot.shape[0], slot.shape[1] * 8)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(content), indent=2)

@@ -1,4 +1,4 @@
-"""A model cut for tensor-parallel ranks: which rows or columns of each tensor a rank holds, and the way back.
+"""A model cut for tensor-parallel ranks: which rows or columns of each tensor a rank holds, narrowed or not.
 
 Query heads and the MLP's width are divided; key-value heads are divided too, or, where there are more ranks than of
 them, each is held by several ranks. The vocabulary is padded with zero rows to a multiple of the ranks.
@@ -13,7 +13,6 @@ import msgspec
 
 from ..runtime.errors import ModelError
 from ..runtime.model.config import ModelConfig
-from ..runtime.weights.source import Weights
 
 if TYPE_CHECKING:
     import torch
@@ -70,22 +69,20 @@ class Sharding:
         )
 
     def shape(self, name: str, whole: Sequence[int]) -> tuple[int, ...]:
-        """Of a rank's part of a tensor of shape `whole`."""
-        cut = _cut(name)
+        """Of a rank's part of a tensor of shape `whole`. Raises `ModelError` where its columns do not divide."""
+        cut, ranks = _cut(name, tuple(whole)), self._num_ranks
         if cut == "whole":
             return tuple(whole)
         if cut == "columns":
-            return (whole[0], whole[1] // self._num_ranks)
-        rows = (
-            self._padded_vocab
-            if cut == "vocab_rows"
-            else whole[0] * (self._copies if cut == "kv_rows" else 1)
-        )
-        return (rows // self._num_ranks, *whole[1:])
+            if whole[1] % ranks:
+                raise ModelError(f"{name}: {whole[1]} columns cannot be cut for {ranks} ranks")
+            return (whole[0], whole[1] // ranks)
+        rows = {"rows": whole[0], "kv_rows": whole[0] * self._copies, "vocab_rows": self._padded_vocab}[cut]
+        return (rows // ranks, *whole[1:])
 
     def part(self, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
         """What `rank` holds of a tensor: a view of it, but for the padded end of the vocabulary."""
-        cut = _cut(name)
+        cut = _cut(name, whole.shape)
         if cut == "whole":
             return whole
         if cut == "columns":
@@ -98,42 +95,13 @@ class Sharding:
         rows = whole[rank * size : (rank + 1) * size]
         return rows if len(rows) == size else _with_zero_rows(rows, size)
 
-    def whole(self, name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The tensor that all ranks' parts, in order, were cut from."""
-        import torch
 
-        cut = _cut(name)
-        if cut == "whole":
-            return parts[0]
-        if cut == "columns":
-            return torch.cat(list(parts), 1)
-        if cut == "kv_rows":
-            return torch.cat(list(parts[:: self._copies]))
-        joined = torch.cat(list(parts))
-        return joined[: self._config.vocab_size] if cut == "vocab_rows" else joined
-
-    def rank_weights(self, weights: Weights, rank: int) -> Weights:
-        """A rank's part of a whole model, read tensor by tensor."""
-        return _RankWeights(self, weights, rank)
-
-
-class _RankWeights:
-    def __init__(self, sharding: Sharding, weights: Weights, rank: int) -> None:
-        self.source = f"{weights.source} (rank {rank})"
-        self._sharding, self._weights, self._rank = sharding, weights, rank
-
-    def names(self) -> Sequence[str]:
-        return self._weights.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._sharding.shape(name, self._weights.shape(name))
-
-    def get(self, name: str) -> torch.Tensor:
-        return self._sharding.part(name, self._weights.get(name), self._rank).contiguous()
-
-
-def _cut(name: str) -> Cut:
-    return next((cut for end, cut in _CUTS.items() if name.endswith(end)), "whole")
+def _cut(name: str, shape: tuple[int, ...]) -> Cut:
+    """A narrowed matrix and its scales are cut as the matrix is; one scale a row stays whole where columns are cut."""
+    matrix = name.removesuffix("_packed").removesuffix("_scale")
+    if shape[1:] == (1,) and matrix.endswith(("o_proj.weight", "down_proj.weight")):
+        return "whole"
+    return next((cut for end, cut in _CUTS.items() if matrix.endswith(end)), "whole")
 
 
 def _with_zero_rows(rows: torch.Tensor, size: int) -> torch.Tensor:

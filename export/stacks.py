@@ -15,6 +15,7 @@ from ..runtime.errors import ModelError
 from ..runtime.model.config import ModelConfig
 from ..runtime.weights.layout import expected_shapes
 from ..runtime.weights.manifest import Narrowing
+from .shards import Sharding
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
@@ -30,6 +31,10 @@ class Slot(msgspec.Struct, frozen=True):
     @property
     def num_bytes(self) -> int:
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+    def cut(self, sharding: Sharding) -> Slot:
+        """What each rank has of it."""
+        return msgspec.structs.replace(self, shape=sharding.shape(self.name, self.shape))
 
 
 Stack = tuple[Slot, ...]

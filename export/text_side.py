@@ -26,8 +26,8 @@ def write_text_side(folder: Folder, source: Source) -> None:
     if definition.add_bos is not None:
         settings["add_bos_token"] = definition.add_bos
     folder.write("tokenizer.json", msgspec.json.encode(definition.spec))
-    folder.write("tokenizer_config.json", _json(settings))
-    folder.write("generation_config.json", _json(_generation(source)))
+    folder.write_json("tokenizer_config.json", settings)
+    folder.write_json("generation_config.json", _generation(source))
     if definition.chat_template is not None:
         folder.write("chat_template.jinja", definition.chat_template.encode())
 
@@ -41,7 +41,3 @@ def _generation(source: Source) -> dict[str, Any]:
     fields = msgspec.structs.asdict(source.generation)
     del fields["end_token_ids"]
     return end_ids(source) | {name: value for name, value in fields.items() if value is not None}
-
-
-def _json(content: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(content), indent=2)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..runtime.errors import ModelError
 from ..runtime.model.config import ModelConfig
+from .hf_config import rope_scaling
 
 _GATED = {"silu": "swiglu", "gelu": "geglu"}
 _PLAIN = {
@@ -77,15 +78,7 @@ def _check(config: ModelConfig) -> None:
 
 
 def _rotary_scaling(config: ModelConfig) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return None
-    if scaling.kind == "linear":
-        return {"type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position,
-    }
+    scaling = rope_scaling(config)
+    if scaling is None or scaling["rope_type"] != "linear":
+        return scaling
+    return {"type": "linear", "factor": scaling["factor"]}

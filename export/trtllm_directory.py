@@ -13,8 +13,8 @@ from ..runtime.model.config import ModelConfig
 from .contents import Contents, Report
 from .folder import Folder, whole_directory
 from .options import ExportOptions
-from .rank import Rank
 from .safetensors_file import SafetensorsFile
+from .shards import Sharding
 from .source import Source
 from .stacks import Slot, Stack
 from .trtllm_config import trtllm_fields
@@ -46,7 +46,7 @@ def export_trtllm(source: Source, target: Path, options: ExportOptions, report: 
     contents = Contents(source, None, own_head=True)
     with whole_directory(target, replace=options.force) as folder:
         _Ranks(folder, contents, options).write(report)
-        folder.write("config.json", msgspec.json.format(msgspec.json.encode(fields), indent=2))
+        folder.write_json("config.json", fields)
     return contents
 
 
@@ -78,7 +78,7 @@ class _Ranks:
     def __init__(self, folder: Folder, contents: Contents, options: ExportOptions) -> None:
         self._contents = contents
         self._config, self._tp, self._pp = contents.config, options.tp, options.pp
-        self._cuts = [Rank(contents.config, options.tp, rank) for rank in range(options.tp)]
+        self._sharding = Sharding(contents.config, options.tp)
         self._files = [
             SafetensorsFile(folder, f"rank{stage * options.tp + rank}.safetensors", self._slots(stage))
             for stage in range(options.pp)
@@ -90,9 +90,9 @@ class _Ranks:
         for stack in self._contents.stacks:
             for slot in stack:
                 tensor = next(tensors)
-                for rank, cut in enumerate(self._cuts):
+                for rank in range(self._tp):
                     file = self._files[self._stage(slot) * self._tp + rank]
-                    file.add(cut.part(slot, tensor))
+                    file.add(self._sharding.part(slot.name, tensor, rank))
         assert next(tensors, None) is None
         for file in self._files:
             file.close()
@@ -107,7 +107,7 @@ class _Ranks:
 
     def _named(self, stack: Stack) -> list[Slot]:
         """Query, key and value are one tensor; gate and up are two."""
-        parts = [self._cuts[0].slot(slot) for slot in stack]
+        parts = [slot.cut(self._sharding) for slot in stack]
         names = [_name(slot.name, self._config, self._pp) for slot in stack]
         if not stack[0].name.rpartition(".")[0].endswith("q_proj"):
             return [msgspec.structs.replace(s, name=n) for s, n in zip(parts, names, strict=True)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from exporting import exported, greedy, tensors_of, tiny_engine
+from joined_shards import joined
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
 from jitney.export.open import open_source
-from jitney.export.shards import Sharding
 from jitney.runtime import EngineConfig
 from jitney.runtime.errors import ModelError
 from jitney.runtime.weights.blocks import BLOCK_BYTES
@@ -120,10 +120,10 @@ def test_ranks_joined_are_the_whole(quantize: str | None, ranks: int, tmp_path: 
     manifest = read_manifest(tmp_path / "cut")
     assert manifest.rank_config is not None
     parts = [EngineWeights(tmp_path / "cut", manifest.rank_config, rank) for rank in range(ranks)]
-    joined = Sharding(manifest.config, ranks)
     weights = EngineWeights(whole, manifest.config)
     for name in weights.names():
-        assert joined.whole(name, [part.get(name) for part in parts]).equal(weights.get(name)), name
+        again = joined(manifest.config, name, [part.get(name) for part in parts])
+        assert again.equal(weights.get(name)), name
     with pytest.raises(
         ModelError, match=r"made for \d ranks.*jitney export source .*cut --.*--force|--force"
     ):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joined_shards import joined
 
 from jitney.export.shards import Sharding
 from jitney.runtime.errors import ModelError
@@ -51,7 +52,7 @@ def test_the_parts_joined_are_the_whole(case: tuple[ModelConfig, int]) -> None:
         whole = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape) + at
         parts = [sharding.part(name, whole, rank) for rank in range(ranks)]
         assert {tuple(part.shape) for part in parts} == {rank_shapes[name]} == {sharding.shape(name, shape)}
-        assert torch.equal(sharding.whole(name, parts), whole), name
+        assert torch.equal(joined(config, name, parts), whole), name
 
 
 @settings(max_examples=100, deadline=None)
