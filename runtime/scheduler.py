@@ -15,15 +15,13 @@ from collections.abc import Callable
 from itertools import compress
 from operator import not_
 
-import msgspec
-
 from .batch import Batch, Capacity, Chunk, Outcomes, RowOutcome, Seat
 from .events import FinishReason
 from .flight import Cohort, Flight, Single
 from .messages import Advance, Generate, Output, SchedulerStats
 from .roster import BY_ORDER, Roster
 from .seating import Seating
-from .sequence import Sequence
+from .sequence import Sequence, choices
 
 DRAIN, CROWD = 32, 8
 """Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace; unless more
@@ -62,14 +60,7 @@ class Scheduler:
 
     def add(self, request: Generate) -> None:
         """Take in a request: one row per choice, seated by a later `plan`."""
-        root = self.seating.root(request)
-        rows: list[Sequence] = []
-        for choice in range(request.n):
-            sampling = request.sampling
-            if choice:
-                sampling = msgspec.structs.replace(sampling, choice=choice, prompt_logprobs=None)
-            rows.append(Sequence(request, sampling, root, leader=rows[0] if rows else None))
-        self._roster.add(rows)
+        self._roster.add(choices(request, self.seating.root(request)))
         self._received_rows += request.n
 
     def cancel(self, request_id: str, choice: int | None = None) -> None:

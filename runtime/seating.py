@@ -59,8 +59,7 @@ class Seating:
         self.num_hit += row.filled
         if row.cached_tokens is None:
             row.cached_tokens = row.unreported_cached = row.filled
-        pages, tokens = tuple(row.pages), tuple(row.tokens)
-        return Seat(row.slot, tokens, row.prompt_len, row.limit, row.filled, pages, row.sampling)
+        return row.seat()
 
     def publish(self, row: Sequence) -> None:
         """Make a row's full pages findable: every position written, every token committed."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import inf
 
-from .batch import RowSampling, TokenLogprobs
+import msgspec
+
+from .batch import RowSampling, Seat, TokenLogprobs
 from .events import FinishReason
 from .messages import Generate
 
@@ -18,35 +20,6 @@ class Sequence:
     of all while it is steady. All launches after `since` up to there may give it tokens. `wake` is 0 while it is not
     steady.
     """
-
-    __slots__ = (
-        "cached_tokens",
-        "choice",
-        "deadline",
-        "decoding",
-        "ended",
-        "filled",
-        "keys",
-        "last",
-        "leader",
-        "limit",
-        "name",
-        "num_published",
-        "order",
-        "pages",
-        "planned",
-        "preempting",
-        "prompt_len",
-        "prompt_scored",
-        "request",
-        "sampled",
-        "sampling",
-        "since",
-        "slot",
-        "tokens",
-        "unreported_cached",
-        "wake",
-    )
 
     def __init__(
         self, request: Generate, sampling: RowSampling, root: bytes, leader: Sequence | None
@@ -71,6 +44,11 @@ class Sequence:
         self.num_published = 0
         self.cached_tokens: int | None = None
         self.unreported_cached: int | None = None
+
+    def seat(self) -> Seat:
+        """As the step hears of it: all of its tokens, in the pages that it holds."""
+        pages, tokens = tuple(self.pages), tuple(self.tokens)
+        return Seat(self.slot, tokens, self.prompt_len, self.limit, self.filled, pages, self.sampling)
 
     @property
     def computed(self) -> int:
@@ -125,3 +103,14 @@ class Sequence:
         self.pages = []
         self.filled = self.planned = self.num_published = 0
         self.decoding = self.sampled = self.preempting = False
+
+
+def choices(request: Generate, root: bytes = b"") -> list[Sequence]:
+    """A row for each choice of a request; `root` begins the chain of its pages' names. The first alone scores the
+    prompt, and the others wait for its pages."""
+    first = Sequence(request, request.sampling, root, leader=None)
+    others = [
+        msgspec.structs.replace(request.sampling, choice=choice, prompt_logprobs=None)
+        for choice in range(1, request.n)
+    ]
+    return [first, *(Sequence(request, sampling, root, leader=first) for sampling in others)]

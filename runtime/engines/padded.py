@@ -16,17 +16,17 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..backend import Backend
-from ..batch import PaddedBatch, RowOutcome, Seat
+from ..batch import PaddedBatch, RowOutcome
 from ..config import EngineConfig
 from ..errors import EngineClosed, InvalidField
-from ..events import Event, FinishReason
+from ..events import Event
 from ..intake import Intake, Prompt
-from ..messages import Generate, Output
+from ..messages import Output
 from ..params import SamplingParams
 from ..response import Response
+from ..sequence import Sequence as Row
+from ..sequence import choices
 from ..stats import Stats
 from .abstract import AbstractEngine, resolve
 from .answers import checked, checked_config, each_prompt, fold
@@ -183,8 +183,10 @@ class PaddedEngine(AbstractEngine):
 
     async def _run_now(self, batch: list[Response]) -> None:
         """Run a batch until every response in it is over. A step that raises ends them with an error."""
-        rows = [(response, row) for response in batch for row in _rows(response.request)]
-        steps = self._batch.run([row.seat for _, row in rows])
+        rows = [(response, row) for response in batch for row in choices(response.request)]
+        for slot, (_, row) in enumerate(rows):
+            row.slot = slot
+        steps = self._batch.run([row.seat() for _, row in rows])
         try:
             while not all(response.done for response in batch):
                 outcomes = await self._loop.run_in_executor(self._thread, next, steps, None)
@@ -196,52 +198,30 @@ class PaddedEngine(AbstractEngine):
         finally:
             await self._loop.run_in_executor(self._thread, _close, steps)
 
-    def _take(self, rows: list[tuple[Response, _Row]], outcomes: list[RowOutcome]) -> None:
+    def _take(self, rows: list[tuple[Response, Row]], outcomes: list[RowOutcome]) -> None:
         for (response, row), outcome in zip(rows, outcomes, strict=True):
             deadline = response.request.deadline
             if deadline is not None and self._clock() >= deadline:
                 response.end("deadline")
-            elif not response.done and not row.over:
-                response.take(row.advance(outcome))
+            elif not response.done and not row.ended:
+                response.take(_advanced(row, outcome))
 
 
-class _Row(msgspec.Struct):
-    """One choice in a padded batch: where it stops."""
-
-    id: str
-    seat: Seat
-    length: int
-    over: bool = False
-
-    def advance(self, outcome: RowOutcome) -> Output:
-        self.length += len(outcome.tokens)
-        stopped = bool(outcome.tokens) and outcome.tokens[-1] in self.seat.sampling.end_token_ids
-        self.over = stopped or outcome.error is not None or self.length >= self.seat.limit
-        reason: FinishReason | None = (
-            "error" if outcome.error else "stop_token" if stopped else "length" if self.over else None
-        )
-        return Output(
-            self.id,
-            self.seat.sampling.choice,
-            outcome.tokens,
-            outcome.logprobs,
-            outcome.prompt_logprobs,
-            finish_reason=reason,
-            matched=outcome.tokens[-1] if stopped else None,
-            error=outcome.error,
-        )
-
-
-def _rows(request: Generate) -> list[_Row]:
-    rows = []
-    for choice in range(request.n):
-        sampling = msgspec.structs.replace(request.sampling, choice=choice)
-        if choice:
-            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
-        length = len(request.prompt)
-        seat = Seat(choice, request.prompt, length, length + request.max_tokens, 0, (), sampling)
-        rows.append(_Row(request.id, seat, length))
-    return rows
+def _advanced(row: Row, outcome: RowOutcome) -> Output:
+    """What a step gave one choice."""
+    tokens, reason = row.advance(0, True, outcome.tokens)
+    if outcome.error is not None:
+        reason = "error"
+    row.ended = reason is not None
+    return Output(
+        *row.name,
+        tokens,
+        outcome.logprobs,
+        outcome.prompt_logprobs,
+        finish_reason=reason,
+        matched=tokens[-1] if reason == "stop_token" else None,
+        error=outcome.error,
+    )
 
 
 def _batches(responses: list[Response], max_rows: int) -> list[list[Response]]:
