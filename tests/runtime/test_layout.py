@@ -47,7 +47,7 @@ async def test_an_engine_is_asked_and_answers_at_the_next_look() -> None:
     assert engine.layout() is None
     async with engine:
         await engine.submit("hello", SamplingParams(max_tokens=100), response_id="r1")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 layout = engine.layout()
                 if layout is not None and layout.seated:

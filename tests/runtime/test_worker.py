@@ -63,7 +63,7 @@ class Stage:
     def until(self, wanted: Callable[[Output], bool]) -> list[Output]:
         """What is said up to an output, or up to the worker's end."""
         outputs: list[Output] = []
-        while not isinstance(news := self.news.get(timeout=10), Stopped):
+        while not isinstance(news := self.news.get(timeout=60), Stopped):
             if isinstance(news, Report):
                 self.last = news.stats
                 told = spelled(news.outputs)
@@ -71,7 +71,7 @@ class Stage:
                 if any(map(wanted, told)):
                     return outputs
         self.stopped = news
-        assert self.worker.join(10) and self.news.empty(), "something was said after the last word"
+        assert self.worker.join(60) and self.news.empty(), "something was said after the last word"
         return outputs
 
 
@@ -90,7 +90,7 @@ def test_it_opens_serves_and_stops_once(depth: int) -> None:
     stage = Stage(depth=depth)
     stage.inbox.put(request("a"))
     stage.worker.start()
-    assert isinstance(stage.news.get(timeout=10), Opened)
+    assert isinstance(stage.news.get(timeout=60), Opened)
     outputs = stage.until(finished("a"))
     assert [token for output in outputs for token in output.tokens] == [9, 9, 9]
     stage.inbox.put(Stop())
@@ -108,7 +108,7 @@ def test_what_comes_after_stop_is_never_read() -> None:
 
 def test_stopping_amid_work_leaves_the_rest_unsaid() -> None:
     go = threading.Event()
-    stage = Stage(collect=lambda: None if go.wait(10) else None)
+    stage = Stage(collect=lambda: None if go.wait(60) else None)
     stage.inbox.put(request("a", tokens=100))
     stage.worker.start()
     stage.inbox.put(Stop())

@@ -165,7 +165,7 @@ def test_cancelled_by_any_route(count: int, depth: int, monkeypatch: pytest.Monk
                 await asyncio.sleep(rng.uniform(0, count / 10))
                 await guest.run()
 
-            async with asyncio.timeout(1_000_000):
+            async with asyncio.timeout(10_000):
                 await asyncio.gather(*(visit(Guest(engine, app, rng)) for _ in range(count)))
                 await engine.drain()
             await check_empty(engine)

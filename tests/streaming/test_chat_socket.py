@@ -77,9 +77,11 @@ class Heard:
         return str(next(chunk["messageId"] for chunk in self.chunks if chunk["type"] == "start"))
 
 
-async def listen(socket: ClientConnection, until: Any) -> dict[str, Heard]:
-    """Everything heard until the condition on it holds."""
-    heard: dict[str, Heard] = {}
+async def listen(
+    socket: ClientConnection, until: Any, heard: dict[str, Heard] | None = None
+) -> dict[str, Heard]:
+    """Everything heard, with what was heard before, until the condition on it holds."""
+    heard = heard or {}
     async with asyncio.timeout(60):
         while not until(heard):
             frame = json.loads(await socket.recv())
@@ -134,7 +136,7 @@ async def test_an_aborted_request_hears_no_more(serving: Any) -> None:
         await listen(socket, spoke("r"))
         await abort(socket, "r")
         await send(socket, "sky", "r2")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (frame := json.loads(await socket.recv()))["requestId"] == "r":
                 assert frame["type"] == "chunk" and frame["chunk"]["type"] == "text-delta"
 
@@ -142,7 +144,7 @@ async def test_an_aborted_request_hears_no_more(serving: Any) -> None:
 async def whole_after_others(socket: ClientConnection, name: str) -> Heard:
     """Of a request beside one that was aborted: what was on its way when the abort came is let pass."""
     heard = Heard()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while heard.ended is None:
             frame = json.loads(await socket.recv())
             if frame["requestId"] == name:
@@ -232,7 +234,7 @@ async def test_two_readers_of_one_answer_and_either_may_end_it(serving: Any) -> 
         seen = (await listen(second, spoke("b")))["b"]
         assert seen.text.startswith("tick ")
         await abort(second, "b")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while json.loads(await first.recv())["type"] != "end":
                 pass
         await served.until_idle()
@@ -297,6 +299,11 @@ async def test_a_fault_is_told_and_replayed(serving: Any) -> None:
             assert heard.text == "half a" and "script failed" in heard.chunks[-1]["errorText"]
 
 
+def told(heard: dict[str, Heard], name: str = "c") -> list[Any]:
+    chunks = heard[name].chunks if name in heard else []
+    return [chunk["data"] for chunk in chunks if chunk["type"] == "data-status"]
+
+
 async def test_silence_is_filled_with_status(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jitney.streaming.chat_socket.STATUS_S", 0.01)
     replies = (
@@ -304,11 +311,15 @@ async def test_silence_is_filled_with_status(serving: Any, monkeypatch: pytest.M
         Reply(match="first", text="x", first_token_s=0.3),
     )
     async with serving(*replies, config={"max_rows": 1}) as served, dial(served) as socket:
+        served.pace.hold()
         await send(socket, "first", "a", "one")
         await send(socket, "late", "b", "two")
         await send(socket, "late", "c", "three")
-        heard = await listen(socket, ended("b", "c"))
-        states = [chunk["data"] for chunk in heard["c"].chunks if chunk["type"] == "data-status"]
+        served.pace.hold(0.45)  # the first two have ended then, and the third sits and waits for its first token
+        heard = await listen(socket, lambda heard: "prefill" in {state["state"] for state in told(heard)})
+        served.pace.go()
+        heard = await listen(socket, ended("b", "c"), heard)
+        states = told(heard)
         assert {"queued", "prefill"} <= {state["state"] for state in states}
         assert states[-1]["promptTokens"] > 0
         assert heard["c"].text == "at last"

@@ -23,8 +23,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jitney.streaming.client.FIRST_PAUSE_S", 0.005)
 
 
-async def read(client: Client, prompt: str, **fields: Any) -> list[Event]:
-    return [event async for event in client.stream(prompt, **fields)]
+async def read(
+    client: Client, prompt: str, seen: list[Event] | None = None, **fields: Any
+) -> list[Event]:
+    """The whole answer; what has come of it so far is in `seen`."""
+    events = [] if seen is None else seen
+    async for event in client.stream(prompt, **fields):
+        events.append(event)
+    return events
 
 
 def whole(events: list[Event]) -> str:
@@ -83,7 +89,7 @@ async def test_a_stop_during_an_outage_is_said_afterwards(serving: Any) -> None:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return
@@ -109,9 +115,9 @@ async def test_another_server_does_not_have_the_answer(serving: Any) -> None:
     """As after a restart: it says so at once, and what is new is served."""
     async with serving(LONG) as served, serving(LONG) as other, cuttable(served.url) as wire:
         async with connect(wire.url) as client:
-            reading = asyncio.create_task(read(client, "slow"))
-            await served.until(lambda stats: stats.running == 1)
-            await asyncio.sleep(0.05)
+            seen: list[Event] = []
+            reading = asyncio.create_task(read(client, "slow", seen))
+            await until(lambda: seen)
             redirect(wire, other.url)
             wire.cut()
             with pytest.raises(ConnectionLost, match="no response"):
@@ -138,7 +144,7 @@ async def test_a_server_that_drains_is_followed_to_its_end(serving: Any) -> None
     async with serving(LONG) as served, connect(served.url, max_outage_s=0) as client:
         reading = asyncio.create_task(read(client, "long"))
         await served.until(lambda stats: stats.running == 1)
-        draining = asyncio.create_task(served.app.state.service.drain(10))
+        draining = asyncio.create_task(served.app.state.service.drain(100))
         assert whole(await reading) == TEXT
         assert await draining
 

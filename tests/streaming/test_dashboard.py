@@ -30,7 +30,7 @@ async def snapshots(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 async def seen(http: httpx.AsyncClient, key: dict[str, str], num_seats: int) -> dict[str, Any]:
     """The first snapshot in which so many seats are taken."""
-    async with asyncio.timeout(10), http.stream("GET", "/v1/dashboard", headers=key) as reply:
+    async with asyncio.timeout(60), http.stream("GET", "/v1/dashboard", headers=key) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         async for snapshot in snapshots(reply):
             if len(snapshot["seats"]) == num_seats:
@@ -55,9 +55,10 @@ async def test_the_operator_sees_all_and_a_key_its_own(
     monkeypatch.setattr("jitney.streaming.routes.dashboard.PERIOD_S", 0.01)
     async with (
         serving(api_key="own", keys_file=keys_file) as served,
-        httpx.AsyncClient(base_url=served.url, timeout=20) as http,
+        httpx.AsyncClient(base_url=served.url, timeout=60) as http,
     ):
         body = {"prompt": "slow", "max_tokens": 1500, "stream": True}
+        served.pace.hold(0.1)
         owners = [headers("alpha"), headers("beta"), headers("beta", "bob")]
         asking = [asyncio.create_task(drain(http, body, owner)) for owner in owners]
         everything = await seen(http, headers("own"), 3)
@@ -85,7 +86,7 @@ async def test_the_past_comes_first_and_the_end_is_told(
     serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jitney.streaming.routes.dashboard.PERIOD_S", 0.01)
-    async with serving() as served, httpx.AsyncClient(base_url=served.url) as http:
+    async with serving() as served, httpx.AsyncClient(base_url=served.url, timeout=60) as http:
         await http.post("/v1/completions", json={"prompt": "sky"})
         heard = []
         async with http.stream("GET", "/v1/dashboard") as reply:

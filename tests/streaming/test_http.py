@@ -22,7 +22,7 @@ SLOW = {"messages": [{"role": "user", "content": "slow"}]}
 
 
 def http(served: Any, **headers: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=served.url, headers=headers, trust_env=False, timeout=10)
+    return httpx.AsyncClient(base_url=served.url, headers=headers, trust_env=False, timeout=60)
 
 
 async def test_errors_have_openais_shape(serving: Any) -> None:
@@ -165,7 +165,7 @@ async def test_a_step_that_hangs_is_not_ready() -> None:
 
 async def test_an_engine_that_has_not_started_is_503_everywhere(serving: Any, serve_app: Any) -> None:
     async with serve_app(create_app(DynamicEngine(ScriptedBackend()))) as url:
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             assert (await client.post(CHAT, json=SKY)).status_code == 503
             assert (await client.get("/v1/models")).status_code == 503
             assert (await client.get("/ready")).status_code == 503

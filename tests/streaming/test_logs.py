@@ -43,7 +43,7 @@ def lines(request: Any) -> Iterator[Lines]:
 async def test_one_usage_line_an_answer_and_no_secret_anywhere(serving: Any, lines: Lines) -> None:
     async with serving(api_key="secret") as served:
         headers = {"authorization": "Bearer secret"}
-        async with httpx.AsyncClient(base_url=served.url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=60) as client:
             answer = await client.post("/v1/chat/completions?token=secret", json=BODY)
             await client.post("/v1/chat/completions", json={**BODY, "temperature": "pirate"})
             await client.get("/v1/models", headers={"authorization": "Bearer wrong-secret"})

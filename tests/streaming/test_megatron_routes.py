@@ -13,7 +13,7 @@ LINES = Reply(match="lines", text="one\ntwo\n\nthree")
 
 
 def http(served: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=10)
+    return httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=60)
 
 
 @pytest.mark.parametrize(

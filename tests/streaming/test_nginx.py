@@ -44,7 +44,7 @@ async def nginx(upstream: str, folder: Path) -> AsyncIterator[str]:
     assert NGINX is not None
     process = await asyncio.create_subprocess_exec(NGINX, "-e", f"{folder}/start.log", "-c", str(config))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -62,7 +62,7 @@ async def nginx(upstream: str, folder: Path) -> AsyncIterator[str]:
 async def test_the_snippet(serving: Any, tmp_path: Path) -> None:
     async with serving(api_key="secret") as served, nginx(served.url, tmp_path) as url:
         headers = {"authorization": "Bearer secret"}
-        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=60) as client:
             assert (await client.get("/v1/models?token=leaked")).status_code == 200
             assert (await client.get("/metrics")).status_code == 404
             body = {"prompt": "slow", "stream": True, "max_tokens": 400}

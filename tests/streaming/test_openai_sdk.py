@@ -259,7 +259,7 @@ async def test_mounted_under_a_prefix(serving: Any, serve_app: Any) -> None:
                     await connection.response.create(input="sky", model="scripted")
                     kinds = [event.type async for event in _until_terminal(connection)]
                 assert kinds[-1] == "response.completed"
-            async with httpx.AsyncClient(base_url=f"{url}/llm") as client:
+            async with httpx.AsyncClient(base_url=f"{url}/llm", timeout=60) as client:
                 assert (await client.get("/live")).status_code == 200
                 assert (await client.get("/v1/models")).status_code == 401
 

@@ -63,7 +63,7 @@ async def test_a_host_refuses_on_every_route(serving: Any, path: str, body: dict
             raise InvalidField("temperature", "less heat in this house", 2)
         return msgspec.structs.replace(generate, prompt="sky")
 
-    async with serving(prepare=prepare) as served, httpx.AsyncClient(base_url=served.url) as http:
+    async with serving(prepare=prepare) as served, httpx.AsyncClient(base_url=served.url, timeout=60) as http:
         answer = await http.post(path, json=body)
         assert answer.status_code == 200 and "Rayleigh" in answer.text
         refused = await http.post(path, json={**body, "temperature": 2})
@@ -71,7 +71,7 @@ async def test_a_host_refuses_on_every_route(serving: Any, path: str, body: dict
 
 
 async def dialled(served: Any, path: str, instructions: str) -> Any:
-    async with httpx.AsyncClient(base_url=served.url) as http:
+    async with httpx.AsyncClient(base_url=served.url, timeout=60) as http:
         bought = await http.post(
             "/v1/ws-tickets",
             json={"instructions": instructions, "user": "ann"},
@@ -83,7 +83,7 @@ async def dialled(served: Any, path: str, instructions: str) -> Any:
 
 async def frames(socket: ClientConnection, *last: str) -> list[Any]:
     heard: list[Any] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not heard or heard[-1]["type"] not in last:
             heard.append(json.loads(await socket.recv()))
     return heard
@@ -115,7 +115,7 @@ def chat(text: str, request_id: str = "r") -> dict[str, Any]:
 
 
 async def test_an_answer_of_a_chat_is_followed_cancelled_and_deleted_over_http(serving: Any) -> None:
-    async with serving() as served, httpx.AsyncClient(base_url=served.url) as http:
+    async with serving() as served, httpx.AsyncClient(base_url=served.url, timeout=60) as http:
         url = served.url.replace("http", "ws") + "/v1/chat/ws"
         async with connect(url, proxy=None, close_timeout=0.1) as socket:
             await socket.send(json.dumps(chat("sky")))

@@ -45,8 +45,9 @@ async def text_of(client: Client, prompt: str) -> str:
 async def test_a_signal_drains(serving: Any, number: int) -> None:
     former = signal.getsignal(number)
     async with serving(SHORT) as served:
+        served.pace.hold(SHORT.token_s)
         running, url = await start(create_app(served.engine))
-        async with Client(url) as client, httpx.AsyncClient(base_url=url) as http:
+        async with Client(url) as client, httpx.AsyncClient(base_url=url, timeout=60) as http:
             open_answer = asyncio.create_task(text_of(client, "short"))
             body = {"prompt": "short", "stream": True, "max_tokens": 200}
             open_stream = asyncio.create_task(http.post("/v1/completions", json=body))
@@ -55,6 +56,7 @@ async def test_a_signal_drains(serving: Any, number: int) -> None:
             await served.until(lambda stats: stats.state == "draining")
             assert (await http.post("/v1/completions", json={"prompt": "sky"})).status_code == 503
             assert (await http.get("/ready")).status_code == 503
+            served.pace.go()
             assert await open_answer == SHORT.text
             assert (await open_stream).text.endswith("data: [DONE]\n\n")
             await running
@@ -65,10 +67,11 @@ async def test_a_signal_drains(serving: Any, number: int) -> None:
 
 async def test_a_drain_serves_the_turns_that_were_told_to_wait(serving: Any) -> None:
     async with serving(SHORT) as served:
+        served.pace.hold(SHORT.token_s)
         running, url = await start(create_app(served.engine))
         async with (
             connect(url.replace("http", "ws") + "/v1/responses", proxy=None) as ws,
-            httpx.AsyncClient(base_url=url) as http,
+            httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
             create = json.dumps({"type": "response.create", "input": "short"})
             frames: list[Any] = []
@@ -81,6 +84,9 @@ async def test_a_drain_serves_the_turns_that_were_told_to_wait(serving: Any) -> 
                 pass
             assert (await http.post("/v1/completions", json={"prompt": "sky"})).status_code == 503
             await ws.send(create)
+            while frames[-1]["type"] != "error":
+                frames.append(json.loads(await ws.recv()))
+            served.pace.go()
             with pytest.raises(ConnectionClosed):
                 while True:
                     frames.append(json.loads(await ws.recv()))
@@ -138,7 +144,7 @@ async def test_health_can_be_asked_while_it_starts(serving: Any) -> None:
         serve(create_app(engine), port=port, starting=start, on_ready=ready.set_result)
     )
     await loading.wait()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         assert (await client.get("/live")).status_code == 200
         assert (await client.get("/ready")).status_code == 503
         refused = await client.post("/v1/completions", json={"prompt": "x"})
@@ -162,7 +168,7 @@ async def test_a_signal_while_it_starts_ends_it() -> None:
     running = asyncio.create_task(serve(app, port=0, starting=start))
     await loading.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 30)
+    await asyncio.wait_for(running, 60)
 
 
 async def test_a_start_that_fails_ends_it_with_its_error() -> None:
@@ -177,7 +183,7 @@ async def test_metrics_have_a_port_of_their_own(serving: Any) -> None:
     port = free_port()
     async with serving() as served:
         running, url = await start(create_app(served.engine, api_key="secret"), metrics_port=port)
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             assert (await client.get(f"{url}/metrics")).status_code == 403
             own = f"http://127.0.0.1:{port}"
             assert "jitney_running" in (await client.get(f"{own}/metrics")).text

@@ -33,7 +33,7 @@ async def create(socket: ClientConnection, text: str, **fields: Any) -> None:
 async def until(socket: ClientConnection, *kinds: str) -> list[Any]:
     """The frames up to the first of one of these kinds."""
     frames: list[Any] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not frames or frames[-1]["type"] not in kinds:
             frames.append(json.loads(await socket.recv()))
     return frames

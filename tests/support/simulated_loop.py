@@ -14,12 +14,17 @@ from jitney.runtime.worker import StepLoop, Worker
 T = TypeVar("T")
 
 
+MAX_TURNS = 1_000_000
+"""Of the loop, one after the other, in which no time passes."""
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Time jumps to the next timer when nothing is ready; blocking calls run at once, in place."""
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 1000.0
+        self._num_turns = 0
         self._selector = self
 
     def time(self) -> float:
@@ -28,7 +33,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def select(self, timeout: float | None) -> list[Any]:
         assert timeout is not None, "nothing is ready and no timer is set: a hang"
         self._now += max(timeout, 0.0)
+        self._num_turns = 0 if timeout > 0 else self._num_turns + 1
+        assert self._num_turns < MAX_TURNS, "always something is ready and no time passes: a hang"
         return []
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What is no `Exception` ends the run, as a test's time that is up: asyncio would log it and go on."""
+        error = context.get("exception")
+        if isinstance(error, BaseException) and not isinstance(error, Exception):
+            raise error
+        super().call_exception_handler(context)
 
     def _process_events(self, event_list: list[Any]) -> None:
         assert not event_list

@@ -36,7 +36,7 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_twenty_prompts_equal_transformers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

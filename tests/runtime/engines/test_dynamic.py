@@ -168,7 +168,7 @@ class Cramped(ScriptedBackend):
         launch = step.launch
 
         def gated(batch: Batch) -> Ticket:
-            assert self.gate.wait(10)
+            assert self.gate.wait(60)
             return launch(batch)
 
         step.launch = gated  # type: ignore[method-assign]
@@ -219,7 +219,7 @@ async def test_ten_thousand_waiting_requests_cancelled_in_random_order() -> None
             assert response.cancel()
         await check_empty(serving)
         assert sum(serving.response(response.id) is not None for response in waiting) < 1000
-        assert time.process_time() - began < 10
+        assert time.process_time() - began < 60
 
 
 HOSTILE_PROMPTS: list[Any] = [
@@ -239,7 +239,7 @@ async def test_hostile_prompts_get_one_clear_error_and_harm_nobody() -> None:
                     await call(prompt)
                 assert refused.value.field and len(str(refused.value)) < 400
         assert not neighbour.done and serving.stats().finished == {}
-        await asyncio.wait_for(serving.generate("still here"), 10)
+        await asyncio.wait_for(serving.generate("still here"), 60)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(30)
+    thread.join(60)
     (value, error), *_ = told
     if error is not None:
         raise error
@@ -249,10 +249,10 @@ async def test_a_caller_elsewhere_is_told_when_the_engines_loop_ends() -> None:
 
     thread = threading.Thread(target=lambda: asyncio.run(owner()))
     thread.start()
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     with pytest.raises(EngineClosed, match="has ended"):
         await serving.generate("hold")
-    await asyncio.to_thread(thread.join, 10)
+    await asyncio.to_thread(thread.join, 60)
     await serving.close()
 
 
@@ -264,7 +264,7 @@ def test_a_busy_worker_ends_when_its_loop_is_gone() -> None:
         await serving.submit("hold")
 
     asyncio.run(leave())
-    assert serving._worker is not None and serving._worker.join(10)
+    assert serving._worker is not None and serving._worker.join(60)
     asyncio.run(serving.close())
 
 

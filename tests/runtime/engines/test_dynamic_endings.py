@@ -177,7 +177,7 @@ async def test_closing_while_starting_leaves_nothing_behind(monkeypatch: pytest.
     open_step = made.open_step
 
     def slow(config: EngineConfig) -> Any:
-        go.wait(10)
+        go.wait(60)
         return open_step(config)
 
     monkeypatch.setattr(made, "open_step", slow)
@@ -230,7 +230,7 @@ async def test_the_watchdog_ends_an_engine_whose_step_does_not_return() -> None:
     serving = DynamicEngine(made, EngineConfig(step_timeout_s=100), clock=lambda: now[0])
     async with serving:
         response = await serving.submit("hold")
-        await asyncio.to_thread(stuck.wait, 10)
+        await asyncio.to_thread(stuck.wait, 60)
         now[0] = 99.0
         serving._watch()
         assert serving.stats().state == "ready" and serving.stats().step_age_s == 99.0

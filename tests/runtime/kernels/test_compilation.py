@@ -31,7 +31,7 @@ def ran(script: str, cache: Path, *words: object) -> Any:
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, str(SUPPORT / script), *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

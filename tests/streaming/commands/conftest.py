@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from jitney.streaming.cli import app
 
 SCRIPT = """
-context_length = 256
+context_length = 4096
 
 [[reply]]
 match = "capital"
@@ -33,9 +33,9 @@ fault = "worker"
 
 [[reply]]
 match = "long"
-text = "one two three four five six seven eight nine ten eleven twelve"
-token_s = 0.05
-"""
+text = "one two %s the end"
+token_s = 0.02
+""" % ("and so on " * 200)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def ask(url: str, key: str | None = None, model: str = "scripted", content: str 
     body = {"model": model, "messages": [{"role": "user", "content": content}]}
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=20) as reply:
+    with urllib.request.urlopen(request, timeout=100) as reply:
         return json.load(reply)["choices"][0]["message"]["content"]
 
 
@@ -59,7 +59,7 @@ def test_it_serves_until_a_signal_and_ends_with_status_0(script: Path, number: i
     with serving("--scripted", script) as (process, url):
         assert ask(url) == "Paris."
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
         assert process.stdout is not None and process.stdout.read() == ""
 
 
@@ -68,14 +68,14 @@ def test_a_dead_engine_ends_the_process_once_its_clients_have_been_told(script: 
         body = {"model": "scripted", "messages": [{"role": "user", "content": "long"}], "stream": True}
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=20) as reply:
+        with urllib.request.urlopen(request, timeout=100) as reply:
             assert reply.readline().startswith(b"data: ")
             with pytest.raises(urllib.error.HTTPError) as failed:
                 ask(url, content="deadly")
             failed.value.close()
             rest = reply.read().decode()
         assert '"error"' in rest and "the engine died" in rest
-        assert process.wait(10) == 2
+        assert process.wait(100) == 2
         assert process.stderr is not None
         assert "jitney: the engine died and serves nothing more" in process.stderr.read()
 

@@ -11,7 +11,7 @@ from jitney.runtime.testing import ByteTokenizer
 
 
 def http(served: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=served.url, timeout=10)
+    return httpx.AsyncClient(base_url=served.url, timeout=60)
 
 
 async def test_there_and_back(serving: Any) -> None:
