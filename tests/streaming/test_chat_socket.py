@@ -315,7 +315,7 @@ async def test_silence_is_filled_with_status(serving: Any, monkeypatch: pytest.M
         await send(socket, "first", "a", "one")
         await send(socket, "late", "b", "two")
         await send(socket, "late", "c", "three")
-        served.pace.hold(0.45)  # the first two have ended then, and the third sits and waits for its first token
+        served.pace.hold(0.45)  # the first two have ended then, and the third waits for its first token
         heard = await listen(socket, lambda heard: "prefill" in {state["state"] for state in told(heard)})
         served.pace.go()
         heard = await listen(socket, ended("b", "c"), heard)

@@ -23,9 +23,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jitney.streaming.client.FIRST_PAUSE_S", 0.005)
 
 
-async def read(
-    client: Client, prompt: str, seen: list[Event] | None = None, **fields: Any
-) -> list[Event]:
+async def read(client: Client, prompt: str, seen: list[Event] | None = None, **fields: Any) -> list[Event]:
     """The whole answer; what has come of it so far is in `seen`."""
     events = [] if seen is None else seen
     async for event in client.stream(prompt, **fields):

@@ -20,7 +20,10 @@ NAMED = {
 
 @pytest.mark.parametrize("path", NAMED)
 async def test_a_page_needs_no_key_and_may_load_nothing_from_elsewhere(serving: Any, path: str) -> None:
-    async with serving(api_key="secret") as served, httpx.AsyncClient(base_url=served.url, timeout=60) as http:
+    async with (
+        serving(api_key="secret") as served,
+        httpx.AsyncClient(base_url=served.url, timeout=60) as http,
+    ):
         answer = await http.get(path)
         assert answer.status_code == 200 and answer.headers["content-type"].startswith(NAMED[path])
         policy = answer.headers["content-security-policy"]
