@@ -17,12 +17,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.events import Event
 from ..runtime.log import Log, merged
+from .entry import Entry
 from .principal import principal_of
 from .protocols.delivery import CANCEL, Delivery
 from .protocols.errors import Refusal, invalid, refusal
 from .protocols.exchange import Exchange, Opened
 from .reader import news_of
-from .registry import Entry
 from .service import Service
 from .sse import EventStream
 

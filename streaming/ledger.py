@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..runtime.observer import Observer
 from .access.quotas import Quotas
-from .logs import Usage, log_usage, request_id
+from .logs import log_usage, request_id
 from .metrics import Metrics
 from .principal import Principal
 
@@ -75,19 +77,15 @@ class Ledger(Observer):
         usage, times = done.usage, done.times
         assert usage is not None and times is not None
         log_usage(
-            Usage(
-                response=response.id,
-                request=account.request_id,
-                key=account.key,
-                model=self._model(),
-                finish=done.finish_reason or "",
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                cached_tokens=usage.cached_tokens,
-                queued_s=times.queued_s,
-                first_token_s=times.first_token_s,
-                total_s=times.total_s,
-            )
+            response=response.id,
+            request=account.request_id,
+            key=account.key,
+            model=self._model(),
+            finish=done.finish_reason or "",
+            **msgspec.structs.asdict(usage),
+            queued_s=times.queued_s,
+            first_token_s=times.first_token_s,
+            total_s=times.total_s,
         )
 
     def _charge(self, account: _Account, response: Response, num_tokens: int) -> None:

@@ -15,23 +15,8 @@ import msgspec
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request or socket that the running task serves."""
 
-LEVELS = ("debug", "info", "warning", "error")
-
-
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one answer used: the line that is logged when it ends. Times are in seconds since it was accepted."""
-
-    response: str
-    request: str
-    key: str
-    model: str
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    queued_s: float | None
-    first_token_s: float | None
-    total_s: float | None
+USAGE = "jitney_usage"
+"""The attribute of a record that holds the fields of a usage line."""
 
 
 class TextFormat(logging.Formatter):
@@ -59,19 +44,16 @@ class JSONFormat(logging.Formatter):
             line["request"] = request_id.get()
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        usage = getattr(record, "usage", None)
-        if isinstance(usage, Usage):
-            line.update(msgspec.structs.asdict(usage))
+        line |= getattr(record, USAGE, {})
         return msgspec.json.encode(line).decode()
 
 
-def log_usage(usage: Usage) -> None:
-    """At level info, under `jitney.usage`."""
+def log_usage(**fields: Any) -> None:
+    """What one answer used, at level info, under `jitney.usage`."""
     logger = logging.getLogger("jitney.usage")
     if logger.isEnabledFor(logging.INFO):
-        fields = msgspec.structs.asdict(usage)
         text = " ".join(f"{name}={_brief(value)}" for name, value in fields.items() if value is not None)
-        logger.info("%s", text, extra={"usage": usage})
+        logger.info("%s", text, extra={USAGE: fields})
 
 
 def set_up(form: Literal["text", "json"], level: str) -> None:

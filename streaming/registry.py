@@ -1,9 +1,9 @@
 """Every answer that a client may follow, come back to, cancel or delete: one registry, which outlives all sockets.
 
-Who may call what. A route opens an entry with `open` (or `submit`, which also begins it), reads it within
-`reading`, and need not look after it any further: what becomes of an answer that nobody reads is decided here, by its
-`on_disconnect`. Any route may `find`, `cancel` and `delete` an answer of the same owner, whichever route began it;
-another owner's is not there. `latest` is the newest answer of a chat. All of it belongs to the engine's loop.
+Who may call what. A route opens an entry with `open` and lets it `begin`, reads it within `reading`, and need not look
+after it any further: what becomes of an answer that nobody reads is decided here, by its `on_disconnect`. Any
+route may `find`, `cancel` and `delete` an answer of the same owner, whichever route began it; another owner's is not
+there. `latest` is the newest answer of a chat. All of it belongs to the engine's loop.
 
 An entry lives as long as the engine keeps its response: until it is over, and then for `keep_finished_s`, within
 `keep_finished_bytes` for all. Who comes later is told that it is gone, as long as its id is remembered.
@@ -26,8 +26,6 @@ from .principal import Principal
 from .protocols.errors import Refusal, Refused, invalid, refusal
 from .protocols.generate import Generate
 from .protocols.responses import Facts
-
-__all__ = ["Entry", "Registry"]
 
 MAX_DETACHED = 128
 """Unread answers of one owner that go on, more than the turns of a socket, so that one that drops loses none; one more
@@ -104,11 +102,6 @@ class Registry:
         self._admitted = {entry.id for entry in waiting}
         for entry in waiting:
             await entry.settled()
-
-    async def submit(self, entry: Entry, *generates: Generate) -> Entry:
-        """`open` and `begin`."""
-        await self.begin(self.open(entry), generates)
-        return entry
 
     def refuse(self, entry: Entry, why: Refusal) -> None:
         """It will not begin."""

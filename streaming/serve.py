@@ -48,10 +48,9 @@ async def serve(
 
     On a signal new requests get 503 while open answers have `drain_s` to end; then those that have not are cancelled,
     and sockets close with 1012. A second signal ends the wait. `starting` is awaited once connections are accepted, so
-    that health can be asked meanwhile;
-    a signal cancels it. `on_ready` is then called with the URL; port 0 picks a free one. With `metrics_port`,
-    `/metrics` is also served there, without a key. Raises `OSError` where an address cannot be had, what
-    `starting` raises, and `EngineDied` when the engine has: after its clients have been told.
+    that health can be asked meanwhile; a signal cancels it. `on_ready` is then called with the URL; port 0 picks a
+    free one. With `metrics_port`, `/metrics` is also served there, without a key. Raises `OSError` where an address
+    cannot be had, what `starting` raises, and `EngineDied` when the engine has: after its clients have been told.
     """
     async with AsyncExitStack() as stack:
         if metrics_port is not None:
@@ -79,12 +78,8 @@ async def serve(
 
 async def _ending(service: Service, running: asyncio.Task[None], stop: asyncio.Event) -> None:
     """Wait for the end of the server, for a signal, or for the engine's death."""
-    signalled = asyncio.create_task(stop.wait())
-    try:
-        while service.engine.state != "dead" and not running.done() and not signalled.done():
-            await asyncio.wait({running, signalled}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        signalled.cancel()
+    while service.engine.state != "dead" and not running.done() and not stop.is_set():
+        await _first(stop, running, timeout_s=LOOK_S)
 
 
 async def _start(
@@ -92,14 +87,12 @@ async def _start(
 ) -> bool:
     """Whether it has started before a signal came, or the server ended."""
     started = asyncio.ensure_future(starting())
-    stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({started, stopped, running}, return_when=asyncio.FIRST_COMPLETED)
+        await _first(stop, started, running)
         if started.done():
             await started
         return started.done()
     finally:
-        stopped.cancel()
         if started.cancel():
             await asyncio.wait({started})
 
@@ -109,7 +102,7 @@ async def _running(server: _Server, listener: socket.socket) -> AsyncIterator[as
     """The task of a server that accepts connections, or has failed to. It has ended afterwards."""
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await _first(running, server.accepting)
+        await _first(server.accepting, running)
         yield running
     finally:
         server.should_exit = True
@@ -120,7 +113,7 @@ async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
     logger.info("draining for at most %g s", drain_s)
     stop.clear()
     draining = asyncio.create_task(service.drain(drain_s))
-    await _first(draining, stop)
+    await _first(stop, draining)
     if draining.cancel() or not draining.result():
         logger.warning("closing with answers open")
 
@@ -174,11 +167,11 @@ def _signals() -> Iterator[asyncio.Event]:
             signal.signal(number, handler)
 
 
-async def _first(task: asyncio.Task[Any], event: asyncio.Event) -> None:
-    """Wait for the end of `task` or for the event."""
+async def _first(event: asyncio.Event, *tasks: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    """Wait for the event, or for the end of one of the tasks."""
     waiting = asyncio.create_task(event.wait())
     try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, *tasks}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
 

@@ -12,7 +12,7 @@ import msgspec
 
 from ..runtime.backend import Backend
 from ..runtime.errors import EngineClosed, InvalidField, RequestError
-from .access.quotas import Quotas, Wishes, granted
+from .access.quotas import Quotas, granted_s
 from .ledger import Ledger
 from .metrics import Metrics
 from .preparing import Prepare, prepared
@@ -78,7 +78,7 @@ class Service:
         name = response_id or f"resp_{uuid4().hex}"
         try:
             generate = await prepared(generate, principal, self._prepare)
-            options = {**generate.options(), **self._terms(generate, principal)}
+            options = self._options(generate, principal)
             with self.ledger.opening(name, principal):
                 return await self.engine.submit(generate.prompt, generate.params, response_id=name, **options)
         except InvalidField as exc:
@@ -100,20 +100,16 @@ class Service:
             return principal
         return msgspec.structs.replace(principal, instructions=self._system)
 
-    def _terms(self, generate: Generate, principal: Principal) -> dict[str, Any]:
-        """For whom it runs, when, and with whom it shares cached prefixes. The `user` of a body counts only where
-        the key may name users and nobody else has."""
+    def _options(self, generate: Generate, principal: Principal) -> dict[str, Any]:
+        """Of the engine's `submit`. The `user` of a body counts only where the key may name users and nobody else
+        has."""
         key = self.quotas.limits(principal.key)
-        wishes = granted(Wishes(generate.priority, generate.deadline_s), key)
+        deadline_s = granted_s(generate.priority, generate.deadline_s, key)
         if generate.user and not principal.user and (key is None or key.trusted):
             principal = Principal(principal.key, generate.user)
         salt = principal.salt(generate.cache_salt, by_user=key is not None and key.salt_by_user)
-        return {
-            "priority": wishes.priority,
-            "deadline_s": wishes.deadline_s,
-            "user": principal.share,
-            "cache_salt": salt,
-        }
+        terms = {"deadline_s": deadline_s, "user": principal.share, "cache_salt": salt}
+        return generate.options() | terms
 
     @contextmanager
     def answering(self) -> Iterator[None]:

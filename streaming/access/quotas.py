@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import msgspec
-
 from ...runtime.errors import InvalidField, QueueFull
 from .keys import Key, KeyRing
 
@@ -87,20 +85,13 @@ class Quotas:
         return used
 
 
-class Wishes(msgspec.Struct, frozen=True):
-    """When a request wants to run."""
-
-    priority: int
-    deadline_s: float | None
-
-
-def granted(wishes: Wishes, key: Key | None) -> Wishes:
-    """What the key allows. Raises `InvalidField` for more than that."""
+def granted_s(priority: int, deadline_s: float | None, key: Key | None) -> float | None:
+    """How long an answer may take, in seconds. Raises `InvalidField` where the key does not allow what is asked."""
     if key is None:
-        return wishes
-    if wishes.priority < key.highest_priority:
-        raise InvalidField("priority", f"at least {key.highest_priority} with this key", wishes.priority)
-    longest, asked = key.longest_deadline_s, wishes.deadline_s
-    if longest is not None and asked is not None and asked > longest:
-        raise InvalidField("deadline_s", f"at most {longest:g} s with this key", asked)
-    return Wishes(wishes.priority, longest if asked is None else asked)
+        return deadline_s
+    if priority < key.highest_priority:
+        raise InvalidField("priority", f"at least {key.highest_priority} with this key", priority)
+    longest = key.longest_deadline_s
+    if longest is not None and deadline_s is not None and deadline_s > longest:
+        raise InvalidField("deadline_s", f"at most {longest:g} s with this key", deadline_s)
+    return longest if deadline_s is None else deadline_s

@@ -12,11 +12,12 @@ from simulated_server import simulate
 
 from jitney.runtime import DynamicEngine, SamplingParams
 from jitney.runtime.errors import QueueFull
+from jitney.streaming.entry import Entry
 from jitney.streaming.principal import ANONYMOUS, Principal
 from jitney.streaming.protocols.delivery import CANCEL, FINISH, OnDisconnect
 from jitney.streaming.protocols.errors import Refused
 from jitney.streaming.protocols.generate import Generate
-from jitney.streaming.registry import Entry, Registry
+from jitney.streaming.registry import Registry
 
 LONG = Generate(prompt="x", params=SamplingParams(ignore_eos=True, max_tokens=CONTEXT - 1, seed=1))
 SHORT = Generate(prompt="x", params=SamplingParams(ignore_eos=True, max_tokens=3, seed=1))
@@ -24,6 +25,11 @@ SHORT = Generate(prompt="x", params=SamplingParams(ignore_eos=True, max_tokens=3
 
 def entry(name: str, policy: OnDisconnect = FINISH, principal: Principal = ANONYMOUS, **more: Any) -> Entry:
     return Entry(name, principal, policy, **more)
+
+
+async def submitted(registry: Registry, answer: Entry, *generates: Generate) -> Entry:
+    await registry.begin(registry.open(answer), generates)
+    return answer
 
 
 async def read_a_little(registry: Registry, answer: Entry) -> None:
@@ -40,7 +46,7 @@ def test_an_answer_without_readers(
 ) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         registry: Registry = app.state.service.registry
-        answer = await registry.submit(entry("a", policy), LONG)
+        answer = await submitted(registry, entry("a", policy), LONG)
         await read_a_little(registry, answer)
         await answer.over()
         assert answer.response is not None and answer.response.log.last.finish_reason == status
@@ -110,7 +116,7 @@ def test_owners(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def body(engine: DynamicEngine, app: Any) -> None:
         registry: Registry = app.state.service.registry
-        answer = await registry.submit(entry("a", principal=ann, chat_id="chat"), SHORT)
+        answer = await submitted(registry, entry("a", principal=ann, chat_id="chat"), SHORT)
         assert registry.find(Principal("key", "ann", instructions="x"), "a") is answer
         assert registry.latest(ann, "chat") is answer and registry.latest(bob, "chat") is None
         for stranger in (bob, ANONYMOUS, Principal("other", "ann")):
@@ -131,8 +137,8 @@ def test_owners(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_newer_answer_of_a_chat_stays_when_an_older_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         registry: Registry = app.state.service.registry
-        old = await registry.submit(entry("old", chat_id="chat"), SHORT)
-        new = await registry.submit(entry("new", chat_id="chat"), SHORT)
+        old = await submitted(registry, entry("old", chat_id="chat"), SHORT)
+        new = await submitted(registry, entry("new", chat_id="chat"), SHORT)
         await old.over()
         registry.delete(ANONYMOUS, "old")
         assert registry.latest(ANONYMOUS, "chat") is new
@@ -152,7 +158,7 @@ def test_what_the_engine_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = entry("a")
         told = asyncio.ensure_future(answer.begun())
         with pytest.raises(QueueFull):
-            await registry.submit(answer, *[LONG] * 9)
+            await submitted(registry, answer, *[LONG] * 9)
         with pytest.raises(Refused) as refused:
             await told
         assert refused.value.refusal.status == 429
@@ -202,7 +208,7 @@ def test_ids_of_the_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(engine: DynamicEngine, app: Any) -> None:
         registry: Registry = app.state.service.registry
         for number in range(5):
-            answer = await registry.submit(entry(str(number)), SHORT)
+            answer = await submitted(registry, entry(str(number)), SHORT)
             await answer.over()
             assert answer.response is not None and answer.response.forget()
         assert list(registry._gone) == ["2", "3", "4"]
@@ -238,7 +244,7 @@ async def test_an_answer_that_the_engine_kept_for_no_time_is_gone_at_once() -> N
         return SimpleNamespace(id=name, done=True, is_forgotten=True, when_forgotten=None)
 
     registry = Registry(submit, lambda: "m")
-    await registry.submit(entry("a"), LONG)
+    await submitted(registry, entry("a"), LONG)
     assert not registry._entries
     with pytest.raises(Refused) as refused:
         registry.find(ANONYMOUS, "a")

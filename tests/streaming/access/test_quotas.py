@@ -10,7 +10,7 @@ import pytest
 
 from jitney.runtime.errors import InvalidField, QueueFull
 from jitney.streaming.access.keys import Key, KeyRing, digest_of
-from jitney.streaming.access.quotas import Quotas, Wishes, granted
+from jitney.streaming.access.quotas import Quotas, granted_s
 
 
 class Clock:
@@ -78,29 +78,31 @@ def test_so_many_sockets_of_a_key_and_of_all() -> None:
 @pytest.mark.parametrize(
     ("wishes", "fields", "expected"),
     [
-        (Wishes(0, None), {}, Wishes(0, None)),
-        (Wishes(-100, 1e6), {}, Wishes(-100, 1e6)),
-        (Wishes(5, None), {"highest_priority": 5}, Wishes(5, None)),
-        (Wishes(0, None), {"longest_deadline_s": 9.0}, Wishes(0, 9.0)),
-        (Wishes(0, 9.0), {"longest_deadline_s": 9.0}, Wishes(0, 9.0)),
-        (Wishes(0, 1.0), {"longest_deadline_s": 9.0}, Wishes(0, 1.0)),
+        ((0, None), {}, None),
+        ((-100, 1e6), {}, 1e6),
+        ((5, None), {"highest_priority": 5}, None),
+        ((0, None), {"longest_deadline_s": 9.0}, 9.0),
+        ((0, 9.0), {"longest_deadline_s": 9.0}, 9.0),
+        ((0, 1.0), {"longest_deadline_s": 9.0}, 1.0),
     ],
 )
-def test_what_a_key_grants(wishes: Wishes, fields: Any, expected: Wishes) -> None:
-    assert granted(wishes, key(**fields)) == expected
-    assert granted(wishes, None) == wishes
+def test_what_a_key_grants(wishes: tuple[int, float | None], fields: Any, expected: float | None) -> None:
+    assert granted_s(*wishes, key(**fields)) == expected
+    assert granted_s(*wishes, None) == wishes[1]
 
 
 @pytest.mark.parametrize(
     ("wishes", "fields", "named"),
     [
-        (Wishes(4, None), {"highest_priority": 5}, "priority"),
-        (Wishes(0, 9.001), {"longest_deadline_s": 9.0}, "deadline_s"),
+        ((4, None), {"highest_priority": 5}, "priority"),
+        ((0, 9.001), {"longest_deadline_s": 9.0}, "deadline_s"),
     ],
 )
-def test_what_a_key_does_not_grant_is_refused_by_name(wishes: Wishes, fields: Any, named: str) -> None:
+def test_what_a_key_does_not_grant_is_refused_by_name(
+    wishes: tuple[int, float | None], fields: Any, named: str
+) -> None:
     with pytest.raises(InvalidField) as refused:
-        granted(wishes, key(**fields))
+        granted_s(*wishes, key(**fields))
     assert refused.value.field == named
 
 
