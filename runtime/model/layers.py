@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..weights.layout import expected_shapes
 from .config import ModelConfig
 from .rope import head_order, rotary_tables
 
@@ -65,71 +67,62 @@ def load_layers(
     return loader.load(context, rope_dtype or dtype)
 
 
+@dataclass
 class _Loader:
-    def __init__(
-        self,
-        model: ModelConfig,
-        weights: Weights,
-        pack: Pack,
-        dtype: torch.dtype,
-        pack_rounded: PackRounded | None,
-        rounded_kind: str,
-        device: torch.device,
-    ) -> None:
-        self.model, self.weights, self.pack, self.rounded_kind = model, weights, pack, rounded_kind
-        self.dtype, self.pack_rounded, self.device = dtype, pack_rounded, device
-        self.names = set(weights.names())
-        order = head_order(model)
-        self.order = None if order.equal(torch.arange(len(order))) else order.to(device)
+    model: ModelConfig
+    weights: Weights
+    pack: Pack
+    dtype: torch.dtype
+    pack_rounded: PackRounded | None
+    rounded_kind: str
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.names, self.shapes = set(self.weights.names()), expected_shapes(self.model)
+        order = head_order(self.model)
+        self.order = None if order.equal(torch.arange(len(order))) else order.to(self.device)
 
     def load(self, context: int, rope_dtype: torch.dtype) -> Layers:
         model = self.model
-        embed = self.read("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
+        embed = self.read("model.embed_tokens.weight")
         shared = {"embed": {"weight": embed}, "norm": self.norm("model.norm")}
         rope = rotary_tables(model, context, rope_dtype)
         shared["rope"] = {name: table.to(self.device) for name, table in rope.items()}
         if model.learned_positions:
-            rows = self.read("model.embed_positions.weight", None, model.hidden_size)
-            shared["positions"] = {"weight": rows}
+            shared["positions"] = {"weight": self.read("model.embed_positions.weight")}
         layers = [self.layer(f"model.layers.{i}.") for i in range(model.num_layers)]
-        head = {"lm_head": model.vocab_size}
-        packed = self.pack(embed, None) if model.tied_embeddings else self.linear("", head, model.hidden_size)
-        return Layers(shared, layers, packed)
+        head = self.pack(embed, None) if model.tied_embeddings else self.linear("", "lm_head")
+        return Layers(shared, layers, head)
 
     def layer(self, prefix: str) -> Packed:
-        model, attention, mlp = self.model, prefix + "self_attn.", prefix + "mlp."
-        hidden, inner = model.hidden_size, model.intermediate_size
-        q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-        ups = {"gate_proj": inner, "up_proj": inner} if model.gated_mlp else {"up_proj": inner}
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        ups = ("gate_proj", "up_proj") if self.model.gated_mlp else ("up_proj",)
         layer = {
             "attention_norm": self.norm(prefix + "input_layernorm"),
             "mlp_norm": self.norm(prefix + "post_attention_layernorm"),
-            "qkv": self.linear(
-                attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, hidden, bias=model.qkv_bias
-            ),
-            "out": self.linear(attention, {"o_proj": hidden}, q, bias=model.attention_out_bias),
-            "up": self.linear(mlp, ups, hidden, bias=model.mlp_bias),
-            "down": self.linear(mlp, {"down_proj": hidden}, inner, bias=model.mlp_bias),
+            "qkv": self.linear(attention, "q_proj", "k_proj", "v_proj"),
+            "out": self.linear(attention, "o_proj"),
+            "up": self.linear(mlp, *ups),
+            "down": self.linear(mlp, "down_proj"),
         }
-        if model.qk_norm:
+        if self.model.qk_norm:
             layer["qk_norm"] = self.qk_norm(attention)
         return layer
 
-    def linear(
-        self, prefix: str, outputs: dict[str, int], inputs: int, *, bias: bool = False
-    ) -> dict[str, Tensor]:
-        """Several layers of the same inputs, `outputs` rows of each, as one."""
-        biases = [self.ordered(n, self.read(f"{prefix}{n}.bias", r)) for n, r in outputs.items() if bias]
+    def linear(self, prefix: str, *names: str) -> dict[str, Tensor]:
+        """Several layers of the same inputs as one."""
+        biased = [name for name in names if f"{prefix}{name}.bias" in self.shapes]
+        biases = [self.ordered(name, self.read(f"{prefix}{name}.bias")) for name in biased]
         joint = joined(biases) if biases else None
-        stored = [self.rounded(f"{prefix}{name}.weight", rows, inputs) for name, rows in outputs.items()]
+        stored = [self.rounded(f"{prefix}{name}.weight") for name in names]
         if self.pack_rounded is not None and None not in stored:
             pairs = [pair for pair in stored if pair is not None]
             values, scales = (
-                joined([self.ordered(name, part) for name, part in zip(outputs, parts, strict=True)])
+                joined([self.ordered(name, part) for name, part in zip(names, parts, strict=True)])
                 for parts in zip(*pairs, strict=True)
             )
             return self.pack_rounded(values, scales, joint)
-        parts = [self.ordered(n, self.read(f"{prefix}{n}.weight", r, inputs)) for n, r in outputs.items()]
+        parts = [self.ordered(name, self.read(f"{prefix}{name}.weight")) for name in names]
         return self.pack(joined(parts), joint)
 
     def ordered(self, name: str, rows: Tensor) -> Tensor:
@@ -138,34 +131,38 @@ class _Loader:
             return rows
         return rows.view(-1, len(self.order), *rows.shape[1:])[:, self.order].flatten(0, 1)
 
-    def rounded(self, name: str, *shape: int) -> tuple[Tensor, Tensor] | None:
+    def rounded(self, name: str) -> tuple[Tensor, Tensor] | None:
         if self.pack_rounded is None or not isinstance(self.weights, RoundedWeights):
             return None
         found = self.weights.rounded(name, self.rounded_kind)
         if found is None:
             return None
-        _check(name, found[0], shape)
+        self.check(name, found[0])
         return found[0].to(self.device), found[1].to(self.device)
 
     def qk_norm(self, prefix: str) -> dict[str, Tensor]:
         """One weight for each query head, then one for each key head [heads + kv_heads, head_dim]."""
         model = self.model
-        q = self.ordered("q_proj", self.read(prefix + "q_norm.weight", model.head_dim))
-        k = self.ordered("k_proj", self.read(prefix + "k_norm.weight", model.head_dim))
+        q = self.ordered("q_proj", self.read(prefix + "q_norm.weight"))
+        k = self.ordered("k_proj", self.read(prefix + "k_norm.weight"))
         return {"weight": torch.cat([q.expand(model.num_heads, -1), k.expand(model.num_kv_heads, -1)])}
 
     def norm(self, name: str) -> dict[str, Tensor]:
-        tensors = {"weight": self.read(name + ".weight", self.model.hidden_size)}
-        if self.model.norm == "layer" and name + ".bias" in self.names:
-            tensors["bias"] = self.read(name + ".bias", self.model.hidden_size)
-        return tensors
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}" in self.shapes]
+        return {kind: self.read(f"{name}.{kind}") for kind in kinds}
 
-    def read(self, name: str, *shape: int | None) -> Tensor:
+    def read(self, name: str) -> Tensor:
         if name not in self.names:
             raise ModelError(f"{name}: expected in the checkpoint, not found")
         tensor = self.weights.get(name)
-        _check(name, tensor, shape)
+        self.check(name, tensor)
         return tensor.to(self.device, self.dtype)
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        wanted, found = self.shapes[name], tuple(tensor.shape)
+        if found != wanted:
+            shown = (" x ".join(map(str, shape)) for shape in (wanted, found))
+            raise ModelError("{}: expected {}, got {}".format(name, *shown))
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
@@ -181,10 +178,3 @@ def joined(tensors: list[Tensor]) -> Tensor:
             return torch.cat(tensors)
         end += tensor.nbytes
     return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
-
-
-def _check(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
-    fits = len(tensor.shape) == len(shape)
-    if not fits or any(w not in (None, g) for w, g in zip(shape, tensor.shape, strict=True)):
-        wanted = " x ".join("any" if size is None else str(size) for size in shape)
-        raise ModelError(f"{name}: expected {wanted}, got {' x '.join(map(str, tensor.shape))}")

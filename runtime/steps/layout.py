@@ -43,7 +43,7 @@ class Span:
 
 @dataclass(slots=True)
 class Layout:
-    """Arguments of `forward`, in its order; whose each token is; where a slot's last token stands."""
+    """Arguments of `forward`, in its order; where a slot's last token stands."""
 
     tokens: Tensor
     positions: Tensor
@@ -52,7 +52,6 @@ class Layout:
     tables: list[Tensor]
     masks: list[Tensor]
     sliding_masks: list[Tensor]
-    owners: Int64s
     last: dict[int, int]
 
 
@@ -107,7 +106,6 @@ class LayoutBuilder:
             [self.table(span) for span in spans],
             full,
             sliding or full,
-            owners,
             dict(zip(owners.tolist(), range(len(owners)), strict=True)),
         )
 
