@@ -76,12 +76,14 @@ async def test_a_loop_that_was_held_up_sends_what_waited_in_longer_deltas(
         return wake(*arguments, **options)
 
     async with serving(fast) as served:
+        served.pace.hold(10 * fast.token_s)
         async with connect(served.url.replace("http", "ws") + "/v1/responses", proxy=None) as ws:
             await ws.send(json.dumps({"type": "response.create", "input": "fast"}))
             frames = [json.loads(await ws.recv())]
             while frames[-1]["type"] != "response.output_text.delta":
                 frames.append(json.loads(await ws.recv()))
             monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+            served.pace.go()
             while wakes[0] < 100:  # nothing else runs on this loop meanwhile
                 pass
             while frames[-1]["type"] != "response.completed":
