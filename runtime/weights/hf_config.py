@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..checks import is_integer, is_number
 from ..errors import ModelError
 from ..model.config import ModelConfig
 from .hf_quantization import hf_quantization
@@ -58,23 +59,20 @@ MAX_LAYERS = 1024
 
 
 class Settings:
-    """The fields of one `config.json` over its family's defaults; every read is checked and named."""
+    """The fields of one `config.json`, or of an object in it called `prefix`; every read is checked and named."""
 
-    def __init__(self, source: str, fields: dict[str, Any]) -> None:
-        self.source = source
-        named = fields.get("architectures")
-        name = named[0] if isinstance(named, list) and len(named) == 1 else named
-        if not isinstance(name, str) or name not in DEFAULTS:
-            served = ", ".join(DEFAULTS)
-            raise ModelError(f"{source}: architectures: {str(name)[:80]!r} is not served; served: {served}")
-        self.architecture = name
-        self.fields = DEFAULTS[self.architecture] | fields
+    def __init__(self, source: str, fields: dict[str, Any], prefix: str = "") -> None:
+        self.source, self.fields, self.prefix = source, fields, prefix
+
+    def within(self, name: str, fields: dict[str, Any]) -> Settings:
+        """Those of an object in this one."""
+        return Settings(self.source, fields, f"{name}.")
 
     def size(self, field: str, limit: int = MAX_SIZE) -> int:
         value = self.fields.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+        if not is_integer(value) or not 1 <= value <= limit:
             raise self.error(field, f"an integer from 1 to {limit}", value)
-        return value
+        return int(value)
 
     def size_or(self, field: str, default: int) -> int:
         return default if self.fields.get(field) is None else self.size(field)
@@ -85,9 +83,9 @@ class Settings:
             raise self.error(field, "true or false", value)
         return bool(value)
 
-    def positive(self, field: str) -> float:
-        value = self.fields.get(field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    def positive(self, field: str, *default: float) -> float:
+        value = self.fields.get(field, *default)
+        if not is_number(value) or not 0 < value < math.inf:
             raise self.error(field, "a positive number", value)
         return float(value)
 
@@ -97,7 +95,8 @@ class Settings:
         return value
 
     def error(self, field: str, expected: str, found: object) -> ModelError:
-        return ModelError(f"{self.source}: {field}: expected {expected}, found {str(repr(found))[:80]}")
+        found = str(repr(found))[:80]
+        return ModelError(f"{self.source}: {self.prefix}{field}: expected {expected}, found {found}")
 
 
 def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float32") -> ModelConfig:
@@ -105,8 +104,8 @@ def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float
 
     Raises `ModelError` naming `source` and the field.
     """
-    settings = Settings(source, fields)
-    arch = settings.architecture
+    arch = _architecture(source, fields)
+    settings = Settings(source, DEFAULTS[arch] | fields)
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     if hidden % heads and settings.fields.get("head_dim") is None:
         raise settings.error("hidden_size", f"a multiple of num_attention_heads ({heads})", hidden)
@@ -135,13 +134,22 @@ def hf_config(source: str, fields: dict[str, Any], *, stored_dtype: str = "float
         dtype=settings.choice("torch_dtype", DTYPES, stored),
         quantization=hf_quantization(source, fields),
     )
-    return _with_window(settings, rope(settings, config))
+    return _with_window(arch, settings, rope(settings, config))
 
 
-def _with_window(settings: Settings, config: ModelConfig) -> ModelConfig:
+def _architecture(source: str, fields: dict[str, Any]) -> str:
+    named = fields.get("architectures")
+    name = named[0] if isinstance(named, list) and len(named) == 1 else named
+    if not isinstance(name, str) or name not in DEFAULTS:
+        served = ", ".join(DEFAULTS)
+        raise ModelError(f"{source}: architectures: {str(name)[:80]!r} is not served; served: {served}")
+    return name
+
+
+def _with_window(arch: str, settings: Settings, config: ModelConfig) -> ModelConfig:
     fields = settings.fields
-    qwen = settings.architecture.startswith("Qwen")
-    if settings.architecture == "LlamaForCausalLM" or fields.get("sliding_window") is None:
+    qwen = arch.startswith("Qwen")
+    if arch == "LlamaForCausalLM" or fields.get("sliding_window") is None:
         return config
     if qwen and not settings.flag("use_sliding_window"):
         return config
@@ -149,18 +157,16 @@ def _with_window(settings: Settings, config: ModelConfig) -> ModelConfig:
     sliding = _sliding_layers(settings, config.num_layers) if qwen else None
     if sliding is None or all(sliding):
         return msgspec.structs.replace(config, sliding_window=window)
-    return (
-        msgspec.structs.replace(config, sliding_window=window, sliding_layers=sliding)
-        if any(sliding)
-        else config
-    )
+    if not any(sliding):
+        return config
+    return msgspec.structs.replace(config, sliding_window=window, sliding_layers=sliding)
 
 
 def _sliding_layers(settings: Settings, num_layers: int) -> tuple[bool, ...]:
     types = settings.fields.get("layer_types")
     if types is None:
         first = settings.fields["max_window_layers"]
-        if isinstance(first, bool) or not isinstance(first, int):
+        if not is_integer(first):
             raise settings.error("max_window_layers", "an integer", first)
         return tuple(layer >= first for layer in range(num_layers))
     known = {"sliding_attention": True, "full_attention": False}

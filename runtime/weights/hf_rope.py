@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,7 +23,7 @@ def rope(settings: Settings, config: ModelConfig) -> ModelConfig:
     if any(isinstance(value, dict) for value in given.values()):
         raise settings.error("rope_parameters", "one object for all layers", given)
     theta = fields["rope_theta"] if fields.get("rope_theta") is not None else 10000.0
-    reader = _Reader(settings, {"rope_theta": theta} | given)
+    reader = settings.within("rope_scaling", {"rope_theta": theta} | given)
     partial = given.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
     if partial is not None and partial != 1.0:
         raise settings.error("partial_rotary_factor", "1.0 for this architecture", partial)
@@ -35,19 +34,7 @@ def rope(settings: Settings, config: ModelConfig) -> ModelConfig:
     )
 
 
-class _Reader:
-    def __init__(self, settings: Settings, fields: dict[str, Any]) -> None:
-        self.settings = settings
-        self.fields = fields
-
-    def positive(self, field: str, *default: float) -> float:
-        value = self.fields.get(field, *default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise self.settings.error(f"rope_scaling.{field}", "a positive number", value)
-        return float(value)
-
-
-def _scaling(reader: _Reader, max_position: int) -> RopeScaling | None:
+def _scaling(reader: Settings, max_position: int) -> RopeScaling | None:
     kind = reader.fields.get("rope_type") or reader.fields.get("type") or "default"
     if kind == "default":
         return None
@@ -61,4 +48,4 @@ def _scaling(reader: _Reader, max_position: int) -> RopeScaling | None:
             high_freq_factor=reader.positive("high_freq_factor"),
             original_max_position=int(reader.positive("original_max_position_embeddings", max_position)),
         )
-    raise reader.settings.error("rope_scaling.rope_type", f"one of {', '.join(KINDS)}", kind)
+    raise reader.error("rope_type", f"one of {', '.join(KINDS)}", kind)
