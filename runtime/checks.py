@@ -3,22 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from .errors import InvalidField
 
 Check = Callable[[str, Any], None]
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 def check_fields(struct: msgspec.Struct) -> None:
     """Every field that has a check, is a flag or has choices. None is taken where the type has it."""
     for field, check in _checks(type(struct)).items():
         check(field, getattr(struct, field))
+
+
+def from_fields(kind: type[S], fields: Mapping[str, Any]) -> S:
+    """A struct of fields by name. One that it does not have is refused."""
+    for field, value in fields.items():
+        if field not in kind.__struct_fields__:
+            raise InvalidField(field, f"one of {', '.join(kind.__struct_fields__)}", value)
+    return kind(**fields)
 
 
 @cache
@@ -56,11 +65,11 @@ def _one_of(values: tuple[object, ...]) -> Check:
     return expecting(f"{', '.join(known)} or {last}", lambda value: value in values)
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return is_integer(value) or isinstance(value, float)
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ..checks import from_fields
 from ..config import EngineConfig
 from ..errors import InvalidField, QueueFull
 from ..events import Event
@@ -42,11 +43,7 @@ def checked(params: SamplingParams | None, options: dict[str, Any]) -> tuple[Sam
         params = SamplingParams()
     if not isinstance(params, SamplingParams):
         raise InvalidField("sampling_params", "SamplingParams", params)
-    known = Options.__struct_fields__
-    for name in options:
-        if name not in known:
-            raise InvalidField(name, f"one of {', '.join(known)}", options[name])
-    return params, Options(**options)
+    return params, from_fields(Options, options)
 
 
 def checked_config(config: EngineConfig | None) -> EngineConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -103,12 +102,3 @@ _THEIRS = {
     "prompt_logprobs": "top_n_logprobs",
     "stream_interval": "streaming_interval",
 }
-
-
-def megatron_fields(given: Mapping[str, Any]) -> MegatronFields:
-    """Raises `InvalidField` for a field that Megatron does not have."""
-    known = MegatronFields.__struct_fields__
-    for field in given:
-        if field not in known:
-            raise InvalidField(field, f"one of {', '.join(known)}", given[field])
-    return MegatronFields(**given)

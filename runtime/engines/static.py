@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from anyio.from_thread import start_blocking_portal
 
 from ..backend import Backend
+from ..checks import from_fields
 from ..config import EngineConfig
 from ..errors import CannotServe, EngineClosed, InvalidField
 from ..events import Event
@@ -27,7 +28,7 @@ from ..stats import Stats
 from .abstract import AbstractEngine
 from .answers import each_prompt
 from .dynamic import DynamicEngine
-from .megatron import MegatronFields, megatron_fields
+from .megatron import MegatronFields
 from .padded import PaddedEngine
 
 logger = logging.getLogger("jitney")
@@ -89,7 +90,7 @@ class StaticEngine(AbstractEngine):
             raise InvalidField(
                 next(iter(fields)), "either SamplingParams or Megatron's fields, not both", sampling_params
             )
-        wish = megatron_fields(fields)
+        wish = from_fields(MegatronFields, fields)
         listed = [prompt for prompt, _ in each_prompt(prompts, None)]
         ids = [self._ids(prompt, wish) for prompt in listed]
         params = [wish.params(len(each)) for each in ids]

@@ -20,7 +20,7 @@ from ..model.layers import Weights
 from ..native.forward import NativeForward, why_not
 from ..weights.manifest import TileChoice
 from .forward import Forward, Run
-from .kernels import Kernels, choose_kernels
+from .kernels import choose_kernels
 from .memory import MAX_ROWS, PAGE_TOKENS, MemoryPlan, free_memory, plan_memory, weight_bytes
 from .prompt_scores import PromptScorer
 from .sampler import Drawn, Row, sample
@@ -51,31 +51,23 @@ def open_cpu_step(
     if config.tune_process:
         torch_threads.acquire(config.num_threads)
     try:
+        reason = why_not(model, kernels.dtype)
         with torch.inference_mode():
-            forward = _open_forward(model, weights, config, kernels, plan, slots, tiles)
+            forward: Forward
+            if reason is None:
+                threads, int8 = torch.get_num_threads(), kernels.pack_rounded is not None
+                logger.info(
+                    "own kernels compute, on %d threads, in %s", threads, "int8" if int8 else "bfloat16"
+                )
+                forward = NativeForward(model, weights, plan, slots, threads, int8=int8)
+            else:
+                logger.info("torch computes: %s", reason)
+                forward = TorchForward(model, weights, config, kernels, plan, slots, tiles)
         return CpuStep(forward, slots, plan, tuned=config.tune_process)
     except BaseException:
         if config.tune_process:
             torch_threads.release()
         raise
-
-
-def _open_forward(
-    model: ModelConfig,
-    weights: Weights,
-    config: EngineConfig,
-    kernels: Kernels,
-    plan: MemoryPlan,
-    slots: Slots,
-    tiles: Sequence[TileChoice],
-) -> Forward:
-    reason = why_not(model, kernels.dtype)
-    if reason is not None:
-        logger.info("torch computes: %s", reason)
-        return TorchForward(model, weights, config, kernels, plan, slots, tiles)
-    threads, int8 = torch.get_num_threads(), kernels.pack_rounded is not None
-    logger.info("own kernels compute, on %d threads, in %s", threads, "int8" if int8 else "bfloat16")
-    return NativeForward(model, weights, plan, slots, threads, int8=int8)
 
 
 class CpuStep:

@@ -8,14 +8,14 @@ from typing import Any
 from ..backend import Detokenizer, Message
 from ..checks import is_utf8
 from ..errors import InvalidField
-from ..text.detokenizer import ByteDetokenizer, hidden_bytes
+from ..text.detokenizer import ByteDetokenizer, LazyBytes
 from ..text.messages import plain_messages
 
 END, SYSTEM, USER, ASSISTANT = 256, 257, 258, 259
 _ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": USER}
 _SPELLED = {END: "<end>", SYSTEM: "<system>", USER: "<user>", ASSISTANT: "<assistant>"}
 _BYTES = {token: bytes([token]) for token in range(END)} | {t: text.encode() for t, text in _SPELLED.items()}
-_VISIBLE = hidden_bytes(_BYTES, _SPELLED.keys())
+_VISIBLE = LazyBytes(_BYTES.__getitem__, hidden=_SPELLED.keys())
 
 
 class ByteTokenizer:

@@ -132,8 +132,7 @@ class ScriptedStep:
         row = self._rows[slot]
         if self._computed[slot] < len(row.tokens):
             self._compute(slot, len(row.tokens) - 1, 1)
-        outcome = self._sample(slot, min(self.capacity.tokens_per_launch, row.seat.limit - len(row.tokens)))
-        return outcome
+        return self._sample(slot, min(self.capacity.tokens_per_launch, row.seat.limit - len(row.tokens)))
 
     def _sample(self, slot: int, bound: int) -> RowOutcome:
         row = self._rows[slot]

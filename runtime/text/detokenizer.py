@@ -106,16 +106,14 @@ class WindowDetokenizer:
         return text[len(before) :]
 
 
-def hidden_bytes(table: Mapping[int, bytes], hidden: Set[int]) -> Mapping[int, bytes]:
-    """`table` with nothing for the ids in `hidden`."""
-    return _Hiding(table, hidden)
+class LazyBytes(dict[int, bytes]):
+    """Tokens' bytes as they are met: a whole vocabulary at the start would cost a tenth of a second."""
 
-
-class _Hiding(dict[int, bytes]):
-    def __init__(self, table: Mapping[int, bytes], hidden: Set[int]) -> None:
-        super().__init__((token_id, b"") for token_id in hidden)
-        self._table = table
+    def __init__(self, find: Callable[[int], bytes], *, hidden: Set[int] = frozenset()) -> None:
+        """The tokens in `hidden` have none."""
+        super().__init__(dict.fromkeys(hidden, b""))
+        self._find = find
 
     def __missing__(self, token_id: int) -> bytes:
-        self[token_id] = found = self._table[token_id]
+        self[token_id] = found = self._find(token_id)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from ..backend import Detokenizer, Message
 from ..errors import InvalidField, JitneyError, ModelError, RequestError
 from .chat_template import ChatTemplate
 from .definition import TokenizerDefinition
-from .detokenizer import ByteDetokenizer, WindowDetokenizer, hidden_bytes
+from .detokenizer import ByteDetokenizer, LazyBytes, WindowDetokenizer
 from .messages import checked_options, plain_messages
 from .secret_spelling import SecretSpelling
 from .token_bytes import TokenBytes, decoder_rule
@@ -41,8 +41,9 @@ class ModelTokenizer:
             self._rule = decoder_rule(definition.spec)
             self._bos = self._prefix(definition)
             self._library.decode(self._library.encode("a b").ids)
-        self._bytes = _TokenBytes(self.spelled, str.encode if self._rule is None else self._rule.plain)
-        self._visible_bytes = hidden_bytes(self._bytes, self._spelling.spelled.keys())
+        plain = str.encode if self._rule is None else self._rule.plain
+        self._bytes = LazyBytes(partial(self._bytes_by, plain))
+        self._visible_bytes = LazyBytes(self._bytes.__getitem__, hidden=self._spelling.spelled.keys())
         template = definition.chat_template
         self._template = None if template is None else ChatTemplate(definition.source, template, self._names)
 
@@ -105,7 +106,9 @@ class ModelTokenizer:
     ) -> Detokenizer:
         if self._rule is not None:
             table = self._visible_bytes if skip_special_tokens else self._bytes
-            first = None if self._rule.first is self._rule.plain else self._first_bytes
+            first = (
+                None if self._rule.first is self._rule.plain else partial(self._bytes_by, self._rule.first)
+            )
             return ByteDetokenizer(table, first, self._rule.strip)
         glued = {} if spaces_between_special_tokens else self._spelling.spelled
         return WindowDetokenizer(self._joined, lambda i: self._shows(i, skip_special_tokens), glued)
@@ -142,9 +145,9 @@ class ModelTokenizer:
     def _joined(self, token_ids: list[int]) -> str:
         return self._spelling.reveal(self._library.decode(token_ids, skip_special_tokens=False))
 
-    def _first_bytes(self, token_id: int) -> bytes:
+    def _bytes_by(self, rule: TokenBytes, token_id: int) -> bytes:
         token = self.spelled(token_id)
-        return b"" if token is None or self._rule is None else self._rule.first(token)
+        return b"" if token is None else rule(token)
 
 
 @contextmanager
@@ -156,20 +159,6 @@ def _refusing(refusal: Callable[[BaseException], JitneyError]) -> Iterator[None]
         raise
     except BaseException as error:
         raise refusal(error) from error
-
-
-class _TokenBytes(dict[int, bytes]):
-    """Filled as tokens are met: a whole vocabulary at the start would cost a tenth of a second."""
-
-    def __init__(self, spelled: Callable[[int], str | None], bytes_of: TokenBytes) -> None:
-        super().__init__()
-        self._spelled = spelled
-        self._bytes_of = bytes_of
-
-    def __missing__(self, token_id: int) -> bytes:
-        token = self._spelled(token_id)
-        self[token_id] = found = b"" if token is None else self._bytes_of(token)
-        return found
 
 
 def _ids_before(processor: dict[str, Any] | None) -> list[int]:

@@ -72,7 +72,7 @@ class Settings:
         value = self.fields.get(field)
         if not is_integer(value) or not 1 <= value <= limit:
             raise self.error(field, f"an integer from 1 to {limit}", value)
-        return int(value)
+        return value
 
     def size_or(self, field: str, default: int) -> int:
         return default if self.fields.get(field) is None else self.size(field)

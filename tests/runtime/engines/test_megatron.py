@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from jitney.runtime.engines.megatron import MegatronFields, megatron_fields
+from jitney.runtime.checks import from_fields
+from jitney.runtime.engines.megatron import MegatronFields
 from jitney.runtime.errors import InvalidField
 from jitney.runtime.params import SamplingParams
 
@@ -24,7 +25,7 @@ def test_every_field_of_megatrons_is_known() -> None:
 
 
 def test_fields_left_alone_leave_the_models_defaults() -> None:
-    assert megatron_fields({}).params(5) == SamplingParams()
+    assert from_fields(MegatronFields, {}).params(5) == SamplingParams()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_fields_left_alone_leave_the_models_defaults() -> None:
     ],
 )
 def test_a_field_is_honoured(fields: dict[str, Any], params: dict[str, Any]) -> None:
-    assert megatron_fields(fields).params(5) == SamplingParams(**params)
+    assert from_fields(MegatronFields, fields).params(5) == SamplingParams(**params)
 
 
 @pytest.mark.parametrize(
@@ -101,5 +102,5 @@ def test_a_field_is_honoured(fields: dict[str, Any], params: dict[str, Any]) -> 
 )
 def test_a_bad_field_is_refused_under_megatrons_name(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidField) as refused:
-        megatron_fields(fields).params(5)
+        from_fields(MegatronFields, fields).params(5)
     assert refused.value.field == named and str(refused.value).startswith(f"{named}: ")
