@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,15 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def jitney(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`jitney(*arguments, input=...)` as a shell would run it, standard input not being a terminal."""
+def jitney(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """`jitney(*arguments, input=...)` as a shell would run it, standard input not being a terminal. What a command
+    logs is its process's affair, and here ends with the test."""
     monkeypatch.delenv("JITNEY_API_KEY", raising=False)
+    logger = logging.getLogger("jitney")
+    level = logger.level
 
     def run(*arguments: object, input: str = "") -> Result:
         return CliRunner().invoke(app, [str(argument) for argument in arguments], input=input)
 
-    return run
+    yield run
+    logger.setLevel(level)
