@@ -19,9 +19,9 @@ import typer
 from ...runtime.errors import ContextLengthExceeded, GenerationFailed, InvalidField, JitneyError, RequestError
 from ...runtime.process import num_cores
 from .answer_view import AnswerView, answer_view
-from .engine_options import EngineOptions, with_engine_options
+from .engine_options import EngineOptions
 from .opening import opened, stderr
-from .options import DEFAULT_MODEL, Model, Scripted, is_default
+from .options import DEFAULT_MODEL, Model, Scripted, is_default, with_options
 from .remote import Talker, remote
 
 if TYPE_CHECKING:
@@ -32,10 +32,9 @@ LOCAL = (*EngineOptions.__struct_fields__, "scripted")
 HELP = "/new starts over, /help shows this; Ctrl-C stops an answer, Ctrl-D leaves."
 
 
-@with_engine_options
+@with_options
 def chat(
     ctx: typer.Context,
-    engine: EngineOptions,
     model: Model = DEFAULT_MODEL,
     url: Annotated[
         str | None, typer.Option(help="Talk to this server in place of a model of one's own.")
@@ -51,6 +50,8 @@ def chat(
         int | None, typer.Option(help="Length of an answer.  [default: 1024, or half of a shorter context]")
     ] = None,
     scripted: Scripted = None,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Talk to a model in the terminal. Piped, it answers each line of its input, greedily."""
     from ...runtime import SamplingParams

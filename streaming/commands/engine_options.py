@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -64,29 +61,3 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         if load_format != "auto":
             fields["load_format"] = load_format
         return fields
-
-
-def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the options in the place of the command's parameter of type `EngineOptions`, which holds their values."""
-    signature = inspect.signature(command, eval_str=True)
-    [own] = [name for name, p in signature.parameters.items() if p.annotation is EngineOptions]
-    hints = get_type_hints(EngineOptions, include_extras=True)
-    options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in msgspec.structs.fields(EngineOptions)
-    ]
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        values = {option.name: given.pop(option.name) for option in options}
-        command(**given, **{own: EngineOptions(**values)})
-
-    others = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in signature.parameters.values()
-        if parameter.name != own
-    ]
-    run.__signature__ = signature.replace(parameters=[*others, *options])  # type: ignore[attr-defined]
-    return run

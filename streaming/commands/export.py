@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import typer
 
 from ...runtime.errors import InvalidField
 from ...runtime.process import short_spins
 from .opening import stderr
-from .options import MODEL_HELP
+from .options import MODEL_HELP, with_options
 
 if TYPE_CHECKING:
     from ...export.contents import Report
@@ -25,6 +26,43 @@ Size = Annotated[
 ]
 
 
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Each field is an option of the same name, and a field of `ExportOptions`."""
+
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="A directory with tokenizer.json, for checkpoints without one."
+        ),
+    ] = None
+    quantize: Annotated[
+        Literal["int8", "int4", "fp8"] | None, typer.Option(help="Narrow the weights, with calibration.")
+    ] = None
+    tp: Annotated[int, typer.Option(min=1, max=1024, help="Split over this many devices.")] = 1
+    pp: Annotated[int, typer.Option(min=1, max=1024, help="Pipeline stages, for trtllm.")] = 1
+    max_kl: Annotated[
+        float | None,
+        typer.Option(min=0, help="Refuse a mean KL divergence, in nats, above this.  [default: by type]"),
+    ] = None
+    accept_quality: Annotated[
+        bool, typer.Option("--accept-quality", help="Export whatever the quality is.")
+    ] = False
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Calibrate and measure on this text.  [default: ours]"
+        ),
+    ] = None
+    max_rows: Size = None
+    max_context: Size = None
+    max_batch_tokens: Size = None
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Bring the kernels of this machine's card, timed and compiled.")
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False
+
+
+@with_options
 def export(
     checkpoint: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Also a Megatron checkpoint.")],
     target: Annotated[Path, typer.Argument(metavar="ENGINE", help="The directory to make.")],
@@ -32,37 +70,8 @@ def export(
         Literal["engine", "hf", "trtllm"],
         typer.Option(help="For jitney; for vLLM, SGLang and TensorRT-LLM; for trtllm-build."),
     ] = "engine",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, file_okay=False, help="A directory with tokenizer.json, for checkpoints without one."
-        ),
-    ] = None,
-    quantize: Annotated[
-        Literal["int8", "int4", "fp8"] | None, typer.Option(help="Narrow the weights, with calibration.")
-    ] = None,
-    tp: Annotated[int, typer.Option(min=1, max=1024, help="Split over this many devices.")] = 1,
-    pp: Annotated[int, typer.Option(min=1, max=1024, help="Pipeline stages, for trtllm.")] = 1,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(min=0, help="Refuse a mean KL divergence, in nats, above this.  [default: by type]"),
-    ] = None,
-    accept_quality: Annotated[
-        bool, typer.Option("--accept-quality", help="Export whatever the quality is.")
-    ] = False,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Calibrate and measure on this text.  [default: ours]"
-        ),
-    ] = None,
-    max_rows: Size = None,
-    max_context: Size = None,
-    max_batch_tokens: Size = None,
-    kernels: Annotated[
-        bool, typer.Option("--kernels", help="Bring the kernels of this machine's card, timed and compiled.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    *,
+    wanted: Wanted,
 ) -> None:
     """Make an engine directory: stripped, fused, narrowed, checked; it starts in seconds."""
     with short_spins():
@@ -71,28 +80,14 @@ def export(
         from ...export.options import ExportOptions
 
     give_back_large_blocks()
-    options = ExportOptions(
-        source=checkpoint,
-        tokenizer=tokenizer,
-        quantize=quantize,
-        tp=tp,
-        pp=pp,
-        max_kl=max_kl,
-        accept_quality=accept_quality,
-        text=text,
-        force=force,
-        kernels=kernels,
-        max_rows=max_rows,
-        max_context=max_context,
-        max_batch_tokens=max_batch_tokens,
-    )
-    if pp != 1 and format != "trtllm":
-        raise InvalidField("--pp", "1, except with --format trtllm", pp)
-    if kernels and format != "engine":
+    options = ExportOptions(source=checkpoint, **msgspec.structs.asdict(wanted))
+    if options.pp != 1 and format != "trtllm":
+        raise InvalidField("--pp", "1, except with --format trtllm", options.pp)
+    if options.kernels and format != "engine":
         raise InvalidField("--kernels", "only with --format engine", format)
-    if tp != 1 and format == "hf":
-        raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", tp)
-    source = open_source(checkpoint, tokenizer=tokenizer)
+    if options.tp != 1 and format == "hf":
+        raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", options.tp)
+    source = open_source(checkpoint, tokenizer=options.tokenizer)
     {"engine": _engine, "hf": _huggingface, "trtllm": _trtllm}[format](source, target, options)
 
 

@@ -19,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...runtime.errors import EngineDied, InvalidField, RequestError
 from ...runtime.process import num_cores
-from .engine_options import EngineOptions, with_engine_options
+from .engine_options import EngineOptions
 from .jsonl import Done, read_request, requests, take_up
 from .opening import opened, stderr
-from .options import DEFAULT_MODEL, MaxRows, ModelOption, Scripted
+from .options import DEFAULT_MODEL, MaxRows, ModelOption, Scripted, with_options
 
 if TYPE_CHECKING:
     from ...runtime import DynamicEngine, EngineConfig, SamplingParams
@@ -32,9 +32,8 @@ MAX_ROWS = 256
 """The most that an engine has by default."""
 
 
-@with_engine_options
+@with_options
 def generate(
-    engine: EngineOptions,
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="A JSON object a line.")
     ],
@@ -42,6 +41,8 @@ def generate(
     model: ModelOption = DEFAULT_MODEL,
     max_rows: MaxRows = None,
     scripted: Scripted = None,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Answer every line of a JSONL file: {"prompt": ...} or {"messages": [...]}, and sampling fields.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
+import msgspec
 import typer
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -28,16 +32,12 @@ def is_default(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name in ("DEFAULT", "DEFAULT_MAP")
 
 
-Model = Annotated[
-    str,
-    typer.Argument(help=MODEL_HELP, show_default=True),
-]
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=True)]
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 Scripted = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Serve this TOML file's replies in place of a model."),
 ]
-Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Quantise the weights while loading.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="What the model computes in.")]
 Threads = Annotated[
     int | None,
@@ -47,3 +47,38 @@ MaxRows = Annotated[
     int | None,
     typer.Option(min=1, help="Sequences that decode together.  [default: 32 on the CPU, 256 on a card]"),
 ]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """In the place of each parameter that is a struct: the struct's fields, each an option of the same name."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {
+        parameter.name: parameter.annotation
+        for parameter in signature.parameters.values()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, msgspec.Struct)
+    }
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field: given.pop(field) for field in kind.__struct_fields__})
+        command(**given)
+
+    parameters = [
+        option
+        for name, parameter in signature.parameters.items()
+        for option in (_fields(groups[name]) if name in groups else [parameter])
+    ]
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
+    return run
+
+
+def _fields(kind: type[msgspec.Struct]) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in msgspec.structs.fields(kind)
+    ]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...runtime.errors import InvalidField
-from .benches.shapes import RandomShape, subject
+from .benches.shapes import RandomShape, Subject
 from .options import DEFAULT_MODEL, Dtype, Model, num_bytes
 
 
@@ -55,14 +55,15 @@ def plan(
         max_rows=max_rows, max_context=max_context, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype,
         memory_bytes=memory, mode=mode, max_batch_tokens=max_batch_tokens,
     )  # fmt: skip
-    with subject(model, random_shape) as (path, load_format):
+    subject = Subject(model, random_shape)
+    with subject.opened() as (path, load_format):
         backend = resolve(path, random_weights=load_format == "random")
     if not isinstance(backend, Checkpoint):
         raise InvalidField("MODEL", "a model that a card serves", model)
     shape, config = backend.config, backend.as_stored(config)
     is_wide = dtype == "float32" or (dtype == "auto" and shape.dtype == "float32")
     made = plan_device(shape, config, memory or _free_bytes(), value_bytes=4 if is_wide else 2)
-    Console(highlight=False, markup=False).print(_table(random_shape or model, made))
+    Console(highlight=False, markup=False).print(_table(subject.name, made))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
 

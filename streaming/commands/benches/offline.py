@@ -11,22 +11,65 @@ import typer
 
 from ....runtime.errors import InvalidField, JitneyError
 from ....runtime.process import num_cores
-from ..engine_options import EngineOptions, with_engine_options
+from ..engine_options import EngineOptions
 from ..opening import stderr
-from ..options import DEFAULT_MODEL, ModelOption, Threads
+from ..options import Threads, with_options
 from ..workload import EngineName, Job, Measured, lengths
 from .lists import LISTS
 from .process import run_alone
-from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
-from .shapes import RandomShape, subject
+from .report import Files, Plot, show
+from .shapes import Subject
 
 OURS: tuple[EngineName, ...] = ("dynamic", "static", "transformers")
 MOST_ROWS = 256
 
 
-@with_engine_options
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of these names: which requests, and how they are run."""
+
+    requests: Annotated[
+        str, typer.Option(metavar="COUNT|LIST", help=f"How many, all at once; or {', '.join(LISTS)}.")
+    ] = "32"
+    input_length: Annotated[
+        Any, typer.Option("--input", parser=lengths, metavar="TOKENS", help="128, or 32-256 for mixed.")
+    ] = "32-256"
+    output_length: Annotated[
+        Any, typer.Option("--output", parser=lengths, metavar="TOKENS", help="128, or 16-256 for mixed.")
+    ] = "16-256"
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows that decode together.  [default: 8; for a fixed list 256]"),
+    ] = None
+    repeats: Annotated[int, typer.Option(min=1)] = 3
+    seed: Annotated[int, typer.Option(help="Draws lengths and tokens.")] = 0
+
+    def __post_init__(self) -> None:
+        if self.list_name is None and (not self.requests.isdecimal() or int(self.requests) < 1):
+            expected = f"a number of at least 1, or one of {', '.join(LISTS)}"
+            raise InvalidField("--requests", expected, self.requests)
+
+    @property
+    def list_name(self) -> str | None:
+        return self.requests if self.requests in LISTS else None
+
+    def job(self, engine: EngineName, path: str, settings: dict[str, Any]) -> Job:
+        is_list = self.list_name is not None
+        return Job(
+            engine=engine,
+            model=path,
+            num_requests=len(LISTS[self.requests]) if is_list else int(self.requests),
+            input=self.input_length,
+            output=self.output_length,
+            batch=self.batch or (MOST_ROWS if is_list else 8),
+            repeats=self.repeats,
+            seed=self.seed,
+            requests=self.list_name,
+            settings=settings if engine != "transformers" else settings | {"quantize": None},
+        )
+
+
+@with_options
 def offline(
-    engine_options: EngineOptions,
     engine: Annotated[
         Literal["dynamic", "static", "transformers", "all"] | None,
         typer.Option(
@@ -37,71 +80,26 @@ def offline(
     against: Annotated[
         Literal["vllm", "transformers"] | None, typer.Option(help="A peer beside it, on the same list.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    random_shape: RandomShape = None,
-    requests: Annotated[
-        str, typer.Option(metavar="COUNT|LIST", help=f"How many, all at once; or {', '.join(LISTS)}.")
-    ] = "32",
-    input_length: Annotated[
-        Any, typer.Option("--input", parser=lengths, metavar="TOKENS", help="128, or 32-256 for mixed.")
-    ] = "32-256",
-    output_length: Annotated[
-        Any, typer.Option("--output", parser=lengths, metavar="TOKENS", help="128, or 16-256 for mixed.")
-    ] = "16-256",
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows that decode together.  [default: 8; for a fixed list 256]"),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Draws lengths and tokens.")] = 0,
+    *,
+    subject: Subject,
+    workload: Workload,
     threads: Threads = None,
-    json: JsonPath = None,
-    plot: PlotPath = None,
+    files: Files,
+    options: EngineOptions,
 ) -> None:
     """Measure offline throughput: the same requests on each engine, in fresh processes on the same cores.
 
     Requests that are drawn are answered greedily; those of a fixed list at temperature 0.6.
     """
-    check_plot(plot)
-    count, name = _requests(requests)
-    engines = chosen(engine or ("all" if name is None and random_shape is None else "dynamic"), against)
-    with subject(model, random_shape) as (path, load_format):
-        settings = engine_options.settings(load_format) | {"num_threads": threads or num_cores()}
-        jobs = [
-            Job(
-                engine=engine_name,
-                model=path,
-                num_requests=count,
-                input=input_length,
-                output=output_length,
-                batch=batch or (8 if name is None else MOST_ROWS),
-                repeats=repeats,
-                seed=seed,
-                requests=name,
-                settings=settings if engine_name != "transformers" else settings | {"quantize": None},
-            )
-            for engine_name in engines
-        ]
+    is_drawn = workload.list_name is None and subject.random_shape is None
+    engines = chosen(engine or ("all" if is_drawn else "dynamic"), against)
+    with subject.opened() as (path, load_format):
+        settings = options.settings(load_format) | {"num_threads": threads or num_cores()}
+        jobs = [workload.job(name, path, settings) for name in engines]
         results = [_run(job) for job in jobs]
-    title = f"{random_shape or model}: {_described(jobs[0])}"
-    caption = (
-        f"Median of {repeats} and range; {jobs[0].batch} rows at a time; {num_cores()} cores."
-        f" {results[0].device}. {_versions(results)}"
-    )
-    show(title, caption, _headings(results), [_row(result, results[-1]) for result in results])
-    write_json(json, _report(jobs[0], random_shape or model, results))
-    if plot is not None:
-        drawing = Plot(title, "engine", "output tokens/s")
-        drawing.bars([r.engine for r in results], [statistics.median(rates(r)) for r in results])
-        drawing.save(plot)
-
-
-def _requests(text: str) -> tuple[int, str | None]:
-    if text in LISTS:
-        return len(LISTS[text]), text
-    if not text.isdecimal() or int(text) < 1:
-        raise InvalidField("--requests", f"a number of at least 1, or one of {', '.join(LISTS)}", text)
-    return int(text), None
+    title = f"{subject.name}: {_described(jobs[0])}"
+    _show(title, jobs[0], results)
+    files.write(_report(jobs[0], subject.name, results), lambda: _draw(title, results))
 
 
 def chosen(engine: str, against: str | None) -> list[EngineName]:
@@ -143,6 +141,20 @@ def _described(job: Job) -> str:
 def _versions(results: list[Measured]) -> str:
     found = {name: version for result in results for name, version in result.versions.items()}
     return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) + "."
+
+
+def _show(title: str, job: Job, results: list[Measured]) -> None:
+    caption = (
+        f"Median of {job.repeats} and range; {job.batch} rows at a time; {num_cores()} cores."
+        f" {results[0].device}. {_versions(results)}"
+    )
+    show(title, caption, _headings(results), [_row(result, results[-1]) for result in results])
+
+
+def _draw(title: str, results: list[Measured]) -> Plot:
+    plot = Plot(title, "engine", "output tokens/s")
+    plot.bars([result.engine for result in results], [statistics.median(rates(result)) for result in results])
+    return plot
 
 
 def _headings(results: list[Measured]) -> list[str]:

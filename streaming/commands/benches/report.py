@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +23,6 @@ PACKAGES = ("jitney", "torch", "triton", "tokenspeed-fa3", "transformers", "vllm
 
 FILE_WIDTH = 140
 """Of a table that goes to a file."""
-
-JsonPath = Annotated[Path | None, typer.Option("--json", dir_okay=False, help="Write the figures there too.")]
-PlotPath = Annotated[
-    Path | None, typer.Option("--plot", dir_okay=False, help="Draw them as a PNG; needs matplotlib.")
-]
 
 
 def machine() -> dict[str, Any]:
@@ -68,21 +63,10 @@ def show(title: str, caption: str, headings: Sequence[str], rows: Sequence[Seque
     console.print(table)
 
 
-def write_json(path: Path | None, report: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(machine() | report)) + b"\n")
-
-
 def percentile(values: Sequence[float], share: float) -> float:
     """Of values in any order; 0 where there is none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
-
-
-def check_plot(path: Path | None) -> None:
-    """Raises `JitneyError` before anything is measured where nothing could be drawn."""
-    if path is not None and find_spec("matplotlib") is None:
-        raise JitneyError("--plot: matplotlib is not installed; it comes with the extra [bench]")
 
 
 class Plot:
@@ -104,3 +88,24 @@ class Plot:
         if self._axes.get_legend_handles_labels()[0]:
             self._axes.legend()
         self._figure.savefig(path, format="png", dpi=120)
+
+
+class Files(msgspec.Struct, frozen=True):
+    """Where the figures go beside the terminal: options of these names. Raises `JitneyError` before anything is
+    measured where nothing could be drawn."""
+
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures there too.")] = None
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw them as a PNG; needs matplotlib.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.plot is not None and find_spec("matplotlib") is None:
+            raise JitneyError("--plot: matplotlib is not installed; it comes with the extra [bench]")
+
+    def write(self, report: dict[str, Any], draw: Callable[[], Plot]) -> None:
+        """What was asked for, of the two."""
+        if self.json is not None:
+            self.json.write_bytes(msgspec.json.format(msgspec.json.encode(machine() | report)) + b"\n")
+        if self.plot is not None:
+            draw().save(self.plot)

@@ -10,9 +10,9 @@ import typer
 
 from ....runtime.errors import InvalidField
 from ....runtime.process import num_cores
-from ..engine_options import EngineOptions, with_engine_options
+from ..engine_options import EngineOptions
 from ..opening import stderr
-from ..options import DEFAULT_MODEL, MaxRows, ModelOption, Threads
+from ..options import MaxRows, Threads, with_options
 from ..workload import Job, Measured
 from ..workload import Lengths as Range
 from .client_process import ClientJob
@@ -20,9 +20,9 @@ from .clients import Limits, Served, run_clients, served
 from .lists import Lengths
 from .offline import rates
 from .process import run_alone
-from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
+from .report import Files, Plot, show
 from .servers import SERVED, jitney_server, vllm_server
-from .shapes import RandomShape, subject
+from .shapes import Subject
 
 MOST_PROCESSES = 8
 MOST_ROWS = 256
@@ -61,11 +61,30 @@ class Load(msgspec.Struct, frozen=True):
         return served(run_clients(jobs), self.limits)
 
 
-@with_engine_options
+class Requests(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of these names: what is asked of a server."""
+
+    clients: Annotated[int, typer.Option(min=1, help="Answers that are open at a time.")] = 8
+    requests: Annotated[int | None, typer.Option(min=1, help="In all.  [default: 4 a client]")] = None
+    input_length: Annotated[int, typer.Option("--input", min=1, metavar="TOKENS")] = 512
+    output_length: Annotated[int, typer.Option("--output", min=2, metavar="TOKENS")] = 256
+    lanes: Annotated[int, typer.Option(min=1, max=16, help="Answers at a time on one WebSocket.")] = 1
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second, at random times, in place of a fixed number open."),
+    ] = None
+    first_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms to the first token.")] = 200.0
+    token_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms a token after it.")] = 50.0
+
+    def load(self, vocab_size: int) -> Load:
+        lengths = [(self.input_length, self.output_length)] * (self.requests or 4 * self.clients)
+        limits = Limits(self.first_limit, self.token_limit)
+        return Load(self.clients, lengths, self.lanes, self.rate, vocab_size, limits)
+
+
+@with_options
 def serve(
-    engine: EngineOptions,
-    model: ModelOption = DEFAULT_MODEL,
-    random_shape: RandomShape = None,
+    subject: Subject,
     url: Annotated[
         str | None, typer.Option(help="A server that runs already, in place of one of its own.")
     ] = None,
@@ -74,17 +93,8 @@ def serve(
         Literal["ws", "sse", "both"],
         typer.Option(help="WebSocket, server-sent events, or one after the other."),
     ] = "both",
-    clients: Annotated[int, typer.Option(min=1, help="Answers that are open at a time.")] = 8,
-    requests: Annotated[int | None, typer.Option(min=1, help="In all.  [default: 4 a client]")] = None,
-    input_length: Annotated[int, typer.Option("--input", min=1, metavar="TOKENS")] = 512,
-    output_length: Annotated[int, typer.Option("--output", min=2, metavar="TOKENS")] = 256,
-    lanes: Annotated[int, typer.Option(min=1, max=16, help="Answers at a time on one WebSocket.")] = 1,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Requests a second, at random times, in place of a fixed number open."),
-    ] = None,
-    first_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms to the first token.")] = 200.0,
-    token_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms a token after it.")] = 50.0,
+    *,
+    requests: Requests,
     against: Annotated[
         Literal["vllm"] | None, typer.Option(help="A peer's server, over the same events.")
     ] = None,
@@ -93,37 +103,28 @@ def serve(
     ] = True,
     max_rows: MaxRows = None,
     threads: Threads = None,
-    json: JsonPath = None,
-    plot: PlotPath = None,
+    files: Files,
+    engine: EngineOptions,
 ) -> None:
     """Measure a server: throughput, time to first token, time per token, gaps, goodput, the loss against offline."""
-    check_plot(plot)
-    count = requests or 4 * clients
-    load = Load(
-        clients, [(input_length, output_length)] * count, lanes, rate, 0, Limits(first_limit, token_limit)
-    )  # fmt: skip
     if url is not None and against is not None:
         raise InvalidField("--against", "no --url beside it", against)
-    with subject(model, random_shape) as (path, load_format):
-        load = msgspec.structs.replace(load, vocab_size=_vocab_size(path, load_format))
-        settings = engine.settings(load_format) | {"num_threads": threads}
-        ours = (
-            jitney_server(path, _flags(engine, load_format, max_rows, threads))
-            if url is None
-            else nullcontext(url)
-        )
+    with subject.opened() as (path, load_format):
+        load = requests.load(_vocab_size(path, load_format))
+        flags = _flags(engine, load_format, max_rows, threads)
+        ours = jitney_server(path, flags) if url is None else nullcontext(url)
         columns = _measured(ours, load, ["ws", "sse"] if transport == "both" else [transport], "jitney", name)
         if against is not None:
-            longest = input_length + output_length + SPARE_TOKENS
-            columns |= _measured(
-                vllm_server(path, engine, load_format, longest), load, ["sse"], against, name
-            )
+            longest = requests.input_length + requests.output_length + SPARE_TOKENS
+            peer = vllm_server(path, engine, load_format, longest)
+            columns |= _measured(peer, load, ["sse"], against, name)
+        settings = engine.settings(load_format) | {"num_threads": threads}
         alone = _alone(path, load, max_rows, settings) if offline and url is None else None
-    title = f"{random_shape or model}: {count} requests of {input_length} tokens in, {output_length} out"
+    prompt, answer = load.lengths[0]
+    title = f"{subject.name}: {len(load.lengths)} requests of {prompt} tokens in, {answer} out"
     _show(title, load, columns, alone)
-    write_json(json, {"model": random_shape or model, "load": load, "served": columns, "offline": alone})
-    if plot is not None:
-        _draw(title, columns, alone).save(plot)
+    report = {"model": subject.name, "load": load, "served": columns, "offline": alone}
+    files.write(report, lambda: _draw(title, columns, alone))
 
 
 def _measured(

@@ -12,9 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from ....runtime.errors import InvalidField
+from ..options import DEFAULT_MODEL, ModelOption
 
 RandomShape = Annotated[
     str | None,
@@ -62,21 +64,31 @@ SHAPES = {
 }
 
 
-@contextmanager
-def subject(model: str, random_shape: str | None) -> Iterator[tuple[str, str]]:
-    """What a benchmark runs, and its load format: the model, or a directory of the shape while the block lasts.
+class Subject(msgspec.Struct, frozen=True):
+    """What a benchmark runs: options of these names."""
 
-    Raises `InvalidField` where no such shape is known.
-    """
-    if random_shape is None:
-        yield model, "auto"
-        return
-    if random_shape not in SHAPES:
-        raise InvalidField("--random-shape", f"one of {', '.join(SHAPES)}", random_shape)
-    with TemporaryDirectory(prefix="jitney-shape-") as root:
-        directory = Path(root) / random_shape
-        write_shape(SHAPES[random_shape], directory)
-        yield str(directory), "random"
+    model: ModelOption = DEFAULT_MODEL
+    random_shape: RandomShape = None
+
+    @property
+    def name(self) -> str:
+        return self.random_shape or self.model
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[str, str]]:
+        """What to load, and its load format: the model, or a directory of the shape while the block lasts.
+
+        Raises `InvalidField` where no such shape is known.
+        """
+        if self.random_shape is None:
+            yield self.model, "auto"
+            return
+        if self.random_shape not in SHAPES:
+            raise InvalidField("--random-shape", f"one of {', '.join(SHAPES)}", self.random_shape)
+        with TemporaryDirectory(prefix="jitney-shape-") as root:
+            directory = Path(root) / self.random_shape
+            write_shape(SHAPES[self.random_shape], directory)
+            yield str(directory), "random"
 
 
 def write_shape(config: dict[str, Any], directory: Path) -> None:

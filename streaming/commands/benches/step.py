@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..engine_options import EngineOptions, with_engine_options
-from ..options import DEFAULT_MODEL, ModelOption, Threads
+from ..engine_options import EngineOptions
+from ..options import Threads, with_options
 from .process import run_alone
-from .report import JsonPath, Plot, PlotPath, check_plot, show, write_json
-from .shapes import RandomShape, subject
+from .report import Files, Plot, show
+from .shapes import Subject
 from .step_process import StepFigures, StepJob, StepResult
 
 HEADINGS = (
@@ -31,11 +31,9 @@ def numbers(text: str | list[int]) -> list[int]:
     return found
 
 
-@with_engine_options
+@with_options
 def step(
-    engine: EngineOptions,
-    model: ModelOption = DEFAULT_MODEL,
-    random_shape: RandomShape = None,
+    subject: Subject,
     batch: Annotated[Any, typer.Option(parser=numbers, metavar="ROWS,...")] = "1,8,32",
     context: Annotated[Any, typer.Option(parser=numbers, metavar="TOKENS,...")] = "1024",
     steps: Annotated[int, typer.Option(min=2, help="Steps of each size that are timed.")] = 100,
@@ -43,29 +41,27 @@ def step(
         float | None, typer.Option(min=0.001, help="GB/s that the roofline assumes.  [default: measured]")
     ] = None,
     threads: Threads = None,
-    json: JsonPath = None,
-    plot: PlotPath = None,
+    *,
+    files: Files,
+    engine: EngineOptions,
 ) -> None:
     """Time decode steps by batch and context, without an engine around them."""
-    check_plot(plot)
-    with subject(model, random_shape) as (path, load_format):
+    with subject.opened() as (path, load_format):
         settings = engine.settings(load_format) | {"num_threads": threads}
         job = StepJob(
             model=path, batches=batch, contexts=context, steps=steps, settings=settings,
             bandwidth=bandwidth and bandwidth * 1e9,
         )  # fmt: skip
-        name = random_shape or model
-        result = run_alone(f"{__package__}.step_process", job, StepResult, f"steps of {name}")
+        result = run_alone(f"{__package__}.step_process", job, StepResult, f"steps of {subject.name}")
     show(
-        f"{name}: decode steps on {result.device}",
+        f"{subject.name}: decode steps on {result.device}",
         f"Roofline: {result.weight_bytes:,} bytes of weights, and keys and values, at"
         f" {result.bandwidth / 1e9:,.0f} GB/s{'' if bandwidth else ' (measured)'}. Ready in {result.load_s:.1f} s.",
         HEADINGS,
         [_row(figures) for figures in result.figures],
     )
-    write_json(json, {"model": name, "settings": settings, "result": result})
-    if plot is not None:
-        _draw(name, result).save(plot)
+    report = {"model": subject.name, "settings": settings, "result": result}
+    files.write(report, lambda: _draw(subject.name, result))
 
 
 def _row(figures: StepFigures) -> list[str]:
