@@ -79,7 +79,7 @@ def test_a_bad_line_gives_an_error_line_and_status_1(jitney: Jitney, script: Pat
         {"prompt": "a", "temprature": 1},
         {"prompt": "a", "max_tokens": "many"},
         {"messages": "hello"},
-        {"prompt": "x" * 1000},
+        {"prompt": "x" * 5000},
         {"prompt": "This is broken.", "id": "mine"},
     ]
     source.write_text(lines(*bad) + "not json\n" + "\n" + lines({"prompt": "The capital?"}))
