@@ -23,5 +23,5 @@ def test_a_waiting_drain_wakes_when_something_comes() -> None:
     reader = threading.Thread(target=lambda: drained.extend(inbox.drain(wait=True)))
     reader.start()
     inbox.put(Stop())
-    reader.join(10)
+    reader.join(60)
     assert drained == [Stop()]
