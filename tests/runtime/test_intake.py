@@ -320,7 +320,7 @@ async def test_tokenising_leaves_the_loop_free_and_visits_the_tokenizer_one_at_a
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
-        go.wait(10)
+        go.wait(60)
         inside -= 1
         return [1]
 
