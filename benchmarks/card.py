@@ -67,6 +67,7 @@ def play(step: CudaStep, jobs: list[Generate]) -> dict[str, float]:
         "prompt_tok_s": prompt_tokens / wall,
         "first_ms": first * 1e3,
         "turn_ms": statistics.median(turns) * 1e3,
+        "turns": len(turns),
     }
 
 

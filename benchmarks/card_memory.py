@@ -1,10 +1,10 @@
 """What `jitney plan` says against what an NVIDIA card says is used, after every graph and some work.
 
-    python benchmarks/card_memory.py llama-1b max_rows=256,memory_bytes=17179869184 max_rows=16,max_context=4096 ...
+    python benchmarks/card_memory.py llama-1b [--steps 200] max_rows=256,memory_bytes=17179869184 max_rows=16 ...
 
 Weights are random; settings are `EngineConfig`'s, one engine after the other in one process. `used` is the card's own
-count less what was used before the process began, so that nothing else may run there. Ends with an error where torch's
-share grows while the same work is done again.
+count less what was used before the process began, so that nothing else may run there. Ends with an error where torch
+asks the card for memory in the `--steps` that follow.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def settings(text: str) -> dict[str, Any]:
     return dict(setting(part) for part in text.split(","))
 
 
+def allocations() -> int:
+    """That torch has asked the card for, in all."""
+    return int(torch.cuda.memory_stats()["num_device_alloc"])
+
+
 def planned(model: ModelConfig, config: EngineConfig) -> DevicePlan:
     free = torch.cuda.mem_get_info()[0]
     return plan_device(model, config, free)
@@ -48,6 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("engines", nargs="+", type=settings)
     asked = parser.parse_args()
     before = used_bytes()
@@ -60,11 +66,11 @@ def main() -> None:
             pass
         jobs = requests(WORK, model.vocab_size)
         play(step, jobs)
-        reserved, used = torch.cuda.memory_reserved(), used_bytes() - before
-        for _ in range(3):
-            play(step, jobs)
-        if torch.cuda.memory_reserved() != reserved:
-            raise SystemExit(f"torch's share grew from {reserved} to {torch.cuda.memory_reserved()} bytes")
+        asked_before, used, steps = allocations(), used_bytes() - before, 0
+        while steps < asked.steps:
+            steps += int(play(step, jobs)["turns"])
+        if allocations() != asked_before:
+            raise SystemExit(f"{allocations() - asked_before} allocations on the card in {steps} steps")
         step.close()
         del step
         gc.collect()
@@ -72,7 +78,8 @@ def main() -> None:
         left = used_bytes() - before
         print(
             f"{asked.shape} {given}: planned {plan // MIB} MiB, used {used // MIB} MiB"
-            f" ({100 * (used / plan - 1):+.2f} %), left after closing {left // MIB} MiB", flush=True,
+            f" ({100 * (used / plan - 1):+.2f} %), no allocation in {steps} steps,"
+            f" left after closing {left // MIB} MiB", flush=True,
         )  # fmt: skip
 
 

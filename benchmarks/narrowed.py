@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jitney.runtime.batch import Batch, Chunk, RowSampling, Seat, Step
 from jitney.runtime.config import EngineConfig
-from jitney.runtime.weights.engine import open_engine
+from jitney.runtime.weights.engine import EngineCheckpoint
 
 PROMPT, PAGES = 128, 12
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1)
     arguments = parser.parse_args()
     config = EngineConfig(device="cpu", max_context=1024, num_threads=2)
-    opened = [open_engine(path) for path in arguments.engines]
+    opened = [EngineCheckpoint(path) for path in arguments.engines]
     steps = [engine.open_step(config) for engine in opened]
     for step in steps:
         prefill(step, arguments.rows)
