@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..runtime.checks import expecting, is_integer
 from ..runtime.errors import InvalidField
 from ..runtime.steps.memory import PAGE_TOKENS
 from ..runtime.weights.manifest import Manifest, Narrowing
@@ -32,6 +33,9 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "reduce_fusion": (False, "the runtime chooses its kernels"),
 }
 """What these arguments must be, and why nothing else is done."""
+
+
+_COUNT = expecting("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
 
 
 class EngineBuilder:
@@ -71,13 +75,15 @@ class EngineBuilder:
             wanted, reason = _ONLY[name]
             if value != wanted:
                 raise InvalidField(name, f"{wanted!r}: {reason}", value)
-        counts = {"max_input_len": max_input_len, "max_output_len": max_output_len}
-        counts |= {"max_batch_size": max_batch_size}
-        counts |= {} if max_num_tokens is None else {"max_num_tokens": max_num_tokens}
-        counts |= {} if max_seq_len is None else {"max_seq_len": max_seq_len}
+        counts = {
+            "max_input_len": max_input_len,
+            "max_output_len": max_output_len,
+            "max_batch_size": max_batch_size,
+            "max_num_tokens": 1 if max_num_tokens is None else max_num_tokens,
+            "max_seq_len": 1 if max_seq_len is None else max_seq_len,
+        }
         for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidField(name, "an integer of at least 1", value)
+            _COUNT(name, value)
         options = ExportOptions(
             source=str(weights),
             tokenizer=None if tokenizer is None else Path(tokenizer),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import time
+from typing import Any
 from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response as HTTPResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -20,8 +22,9 @@ from ..runtime.log import Log, merged
 from .entry import Entry
 from .principal import principal_of
 from .protocols.delivery import CANCEL, Delivery
-from .protocols.errors import Refusal, invalid, refusal
+from .protocols.errors import Refusal, Refused, invalid, refusal
 from .protocols.exchange import Exchange, Opened
+from .protocols.fields import parse
 from .reader import news_of
 from .service import Service
 from .sse import EventStream
@@ -33,17 +36,41 @@ Answer = bytes | Refusal | None
 BODY_S = 60.0
 
 
-class ExchangeRoute:
-    """An ASGI endpoint that speaks one `Exchange` protocol."""
+class Endpoint:
+    """An ASGI endpoint that reads a request and answers it. Where the client leaves, the answering is cancelled. What
+    `answer` raises is told."""
 
-    def __init__(self, service: Service, protocol: Callable[[bytes, str], Exchange]) -> None:
+    def __init__(self, service: Service, answer: Callable[[Request, bytes, Send], Awaitable[Answer]]) -> None:
         self._service = service
-        self._protocol = protocol
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(self._service, self._answer, scope, receive, send)
+        request = Request(scope, receive)
+        try:
+            body = await read_body(request, self._service.max_body_bytes)
+        except ClientDisconnect:
+            return
+        with self._service.answering():
+            async with anyio.create_task_group() as tasks:
+                send = _leaving(send, tasks.cancel_scope)
+                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+                try:
+                    given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
+                except Exception as exc:
+                    given = refusal(exc)
+                if given is not None:
+                    await http_response(given)(scope, receive, send)
+                tasks.cancel_scope.cancel()
 
-    async def _answer(self, request: Request, body: bytes, send: Send) -> Answer:
+
+class ExchangeRoute(Endpoint):
+    """Speaks one `Exchange` protocol."""
+
+    def __init__(self, service: Service, protocol: Callable[[bytes, str], Exchange]) -> None:
+        super().__init__(service, self._exchange)
+        self._protocol = protocol
+
+    async def _exchange(self, request: Request, body: bytes, send: Send) -> Answer:
         exchange = self._protocol(body, self._service.model)
         entry = Entry(
             f"{exchange.id_prefix}{uuid4().hex}",
@@ -78,32 +105,6 @@ class ExchangeRoute:
         tokenizer = self._service.backend.tokenizer
         prompts = tuple(response.request.prompt for response in entry.responses)
         return Opened(entry.id, int(time()), self._service.model, tokenizer, prompts)
-
-
-async def respond(
-    service: Service,
-    answer: Callable[[Request, bytes, Send], Awaitable[Answer]],
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-) -> None:
-    """Read a request and answer it; cancel the answering where the client leaves. What `answer` raises is told."""
-    request = Request(scope, receive)
-    try:
-        body = await read_body(request, service.max_body_bytes)
-    except ClientDisconnect:
-        return
-    with service.answering():
-        async with anyio.create_task_group() as tasks:
-            send = _leaving(send, tasks.cancel_scope)
-            tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-            try:
-                given = body if isinstance(body, Refusal) else await answer(request, body, send)
-            except Exception as exc:
-                given = refusal(exc)
-            if given is not None:
-                await http_response(given)(scope, receive, send)
-            tasks.cancel_scope.cancel()
 
 
 async def _feed_all(exchange: Exchange, entry: Entry, put: Callable[[bytes], Awaitable[None]]) -> None:
@@ -172,3 +173,15 @@ def http_response(answer: bytes | Refusal) -> HTTPResponse:
     if answer.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"
     return HTTPResponse(answer.body(), answer.status, headers, media_type="application/json")
+
+
+def json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+async def json_body(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The request's JSON object. Raises `RequestError`; `Refused` with 413 where it is too large."""
+    body = await read_body(request, max_bytes)
+    if isinstance(body, Refusal):
+        raise Refused(body)
+    return parse(body)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..runtime.errors import InvalidField, JitneyError
@@ -37,7 +37,6 @@ from .routes.pages import page_routes
 from .routes.responses import Responses
 from .routes.tickets import TicketOffice
 from .routes.tokenizing import Tokenizing
-from .routes.upgrade import upgrade_routes
 from .service import Service
 from .websocket import ResponsesSocket
 
@@ -93,25 +92,8 @@ def create_app(
         system=system,
         prepare=prepare,
     )
-    routes = _Routes(service)
     app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", ExchangeRoute(service, ChatCompletion), methods=["POST"]),
-            Route("/v1/completions", ExchangeRoute(service, Completion), methods=["POST"]),
-            Route("/completions", ExchangeRoute(service, LegacyCompletion), methods=["POST"]),
-            Route("/api", ExchangeRoute(service, routes.megatron), methods=["PUT"]),
-            WebSocketRoute("/v1/responses", routes.responses),
-            *Responses(service).routes(),
-            WebSocketRoute("/v1/chat/ws", routes.chat),
-            *upgrade_routes(),
-            *Models(service).routes(),
-            *Tokenizing(service).routes(),
-            *TicketOffice(door).routes(),
-            *Health(service, stalled_s).routes(),
-            *MetricsRoute(service).routes(),
-            *page_routes(),
-            *DashboardFeed(service).routes(),
-        ],
+        routes=_routes(service, door, stalled_s),
         middleware=[Middleware(Guard, door, max_requests)],
         exception_handlers={HTTPException: _http_error, JitneyError: _jitney_error},
         lifespan=_owning(engine) if owns_engine else None,
@@ -120,27 +102,51 @@ def create_app(
     return app
 
 
-class _Routes:
-    def __init__(self, service: Service) -> None:
-        self._service = service
+def _routes(service: Service, door: Door, stalled_s: float) -> list[BaseRoute]:
+    def megatron(body: bytes, model: str) -> MegatronApi:
+        return MegatronApi(body, service.backend.tokenizer)
 
-    def megatron(self, body: bytes, model: str) -> MegatronApi:
-        return MegatronApi(body, self._service.backend.tokenizer)
+    return [
+        Route("/v1/chat/completions", ExchangeRoute(service, ChatCompletion), methods=["POST"]),
+        Route("/v1/completions", ExchangeRoute(service, Completion), methods=["POST"]),
+        Route("/completions", ExchangeRoute(service, LegacyCompletion), methods=["POST"]),
+        Route("/api", ExchangeRoute(service, megatron), methods=["PUT"]),
+        *Responses(service).routes(),
+        *_socket_routes("/v1/responses", service, ResponsesSocket),
+        *_socket_routes("/v1/chat/ws", service, ChatSocket),
+        *Models(service).routes(),
+        *Tokenizing(service).routes(),
+        *TicketOffice(door).routes(),
+        *Health(service, stalled_s).routes(),
+        *MetricsRoute(service).routes(),
+        *page_routes(),
+        *DashboardFeed(service).routes(),
+    ]
 
-    async def responses(self, websocket: WebSocket) -> None:
-        await self._serve(ResponsesSocket, websocket)
 
-    async def chat(self, websocket: WebSocket) -> None:
-        await self._serve(ChatSocket, websocket)
+def _socket_routes(
+    path: str, service: Service, kind: type[ResponsesSocket | ChatSocket]
+) -> tuple[BaseRoute, BaseRoute]:
+    """The socket, and what a GET without an upgrade is told."""
 
-    async def _serve(self, kind: type[ResponsesSocket | ChatSocket], websocket: WebSocket) -> None:
+    async def serve(websocket: WebSocket) -> None:
         try:
-            socket = kind(self._service, websocket)
+            socket = kind(service, websocket)
         except JitneyError as exc:
             await websocket.send_denial_response(http_response(refusal(exc)))
             return
         with suppress(WebSocketDisconnect):
             await socket.run()
+
+    return WebSocketRoute(path, serve), Route(path, _upgrade_required, methods=["GET"])
+
+
+async def _upgrade_required(request: Request) -> Response:
+    """426, at which clients fall back to HTTP at once."""
+    message = f"GET {request.url.path}: a WebSocket; ask for it with an upgrade"
+    answer = http_response(invalid(message, code="upgrade_required", status=426))
+    answer.headers.update({"upgrade": "websocket", "connection": "upgrade"})
+    return answer
 
 
 def _owning(engine: DynamicEngine) -> Any:

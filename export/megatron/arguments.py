@@ -57,17 +57,18 @@ class Arguments:
     def size_or(self, field: str, default: int) -> int:
         return default if self.fields.get(field) is None else self.size(field)
 
-    def positive(self, field: str, *others: str) -> float:
+    def positive(self, field: str, *others: str, default: float | None = None) -> float:
         value = self._first(field, *others)
+        value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self.error(field, "a positive number", value)
         return float(value)
 
-    def flag(self, field: str, *others: str) -> bool:
+    def flag(self, field: str, *others: str, default: bool = False) -> bool:
         value = self._first(field, *others)
         if value is not None and not isinstance(value, bool):
             raise self.error(field, "True or False", value)
-        return bool(value)
+        return default if value is None else value
 
     def choice(self, field: str, choices: Any, default: str) -> str:
         value = self.fields.get(field)
@@ -98,7 +99,7 @@ def megatron_config(args: Arguments, vocab_size: int, stored_dtype: str) -> Mode
     norm = _NORMS[args.choice("normalization", _NORMS, "LayerNorm")]
     if norm == "layer" and args.flag("qk_layernorm"):
         raise args.error("qk_layernorm", "False beside LayerNorm: heads are normed by RMSNorm only", True)
-    bias = _given(args, "add_bias_linear", default=True)
+    bias = args.flag("add_bias_linear", default=True)
     if stored_dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(
             f"{args.source}: expected weights of float32, bfloat16 or float16, found {stored_dtype}"
@@ -123,7 +124,7 @@ def megatron_config(args: Arguments, vocab_size: int, stored_dtype: str) -> Mode
         attention_out_bias=bias,
         mlp_bias=bias,
         qk_norm=args.flag("qk_layernorm"),
-        rope_theta=_rotary_base(args) if rotary else None,
+        rope_theta=args.positive("rotary_base", default=10000.0) if rotary else None,
         rope_scaling=_rope_scaling(args) if rotary else None,
         rotary_fraction=_rotary_fraction(args, head_dim) if rotary else 1.0,
         learned_positions=positions == _LEARNED,
@@ -145,10 +146,6 @@ def _refuse(args: Arguments) -> None:
     args.choice("softmax_type", ("vanilla",), "vanilla")
 
 
-def _given(args: Arguments, field: str, *, default: bool) -> bool:
-    return default if args.fields.get(field) is None else args.flag(field)
-
-
 def _activation(
     args: Arguments, bias: bool
 ) -> tuple[Literal["silu", "gelu", "gelu_tanh", "squared_relu"], bool]:
@@ -168,10 +165,6 @@ def _positions(args: Arguments) -> str:
     return args.choice("position_embedding_type", (_ROTARY, _LEARNED, _NONE), old)
 
 
-def _rotary_base(args: Arguments) -> float:
-    return 10000.0 if args.fields.get("rotary_base") is None else args.positive("rotary_base")
-
-
 def _rope_scaling(args: Arguments) -> RopeScaling | None:
     interpolated = args.fields.get("rotary_seq_len_interpolation_factor")
     if args.flag("use_rope_scaling"):
@@ -179,9 +172,7 @@ def _rope_scaling(args: Arguments) -> RopeScaling | None:
             raise args.error(
                 "rotary_seq_len_interpolation_factor", "None beside use_rope_scaling", interpolated
             )
-        factor = (
-            8.0 if args.fields.get("rope_scaling_factor") is None else args.positive("rope_scaling_factor")
-        )
+        factor = args.positive("rope_scaling_factor", default=8.0)
         return RopeScaling(kind="llama3", factor=factor, original_max_position=_LLAMA3_ORIGINAL_MAX_POSITION)
     if interpolated is None:
         return None
@@ -189,7 +180,7 @@ def _rope_scaling(args: Arguments) -> RopeScaling | None:
 
 
 def _rotary_fraction(args: Arguments, head_dim: int) -> float:
-    fraction = 1.0 if args.fields.get("rotary_percent") is None else args.positive("rotary_percent")
+    fraction = args.positive("rotary_percent", default=1.0)
     if fraction > 1 or int(head_dim * fraction) % 2:
         raise args.error("rotary_percent", f"at most 1, with an even part of {head_dim}", fraction)
     return fraction

@@ -78,12 +78,8 @@ class _Names:
     def __init__(
         self, config: ModelConfig, padded_vocab: int, zero_centred: bool, found: frozenset[str]
     ) -> None:
-        self.config, self.padded_vocab, self.zero_centred, self.found = (
-            config,
-            padded_vocab,
-            zero_centred,
-            found,
-        )
+        self.config, self.padded_vocab = config, padded_vocab
+        self.zero_centred, self.found = zero_centred, found
 
     def parts(self) -> Iterator[tuple[str, _Part]]:
         config, hidden = self.config, self.config.hidden_size

@@ -13,10 +13,11 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from ...runtime.checks import check_fields, expecting, integer
 from ...runtime.errors import InvalidField, JitneyError
 
 RELOAD_S = 0.5
@@ -27,6 +28,9 @@ MAX_SECRET_CHARS = 512
 logger = logging.getLogger("jitney.streaming")
 
 
+_POSITIVE = expecting("a positive number", lambda value: value > 0)
+
+
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One key and its limits; None is no limit. Raises `InvalidField`."""
 
@@ -34,15 +38,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What logs and metrics call it: 1 to 64 letters, digits, `_`, `-` or `.`."""
     sha256: str = ""
     """Of the secret, in hexadecimal digits."""
-    concurrency: int | None = None
+    concurrency: Annotated[int | None, _POSITIVE] = None
     """Answers that may be open at a time."""
-    tokens_per_minute: int | None = None
+    tokens_per_minute: Annotated[int | None, _POSITIVE] = None
     """Prompt and generated tokens."""
-    connections: int | None = None
+    connections: Annotated[int | None, _POSITIVE] = None
     """Sockets that may be open at a time."""
-    highest_priority: int = -100
+    highest_priority: Annotated[int, integer(-100, 100)] = -100
     """The lowest number that `priority` may be; lower goes first."""
-    longest_deadline_s: float | None = None
+    longest_deadline_s: Annotated[float | None, _POSITIVE] = None
     """The longest that an answer may take, and how long it may take if the request does not say."""
     trusted: bool = False
     """Whether requests may name the end user that they come from."""
@@ -54,12 +58,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise InvalidField("name", "1 to 64 letters, digits, '_', '-' or '.'", self.name)
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise InvalidField("sha256", "64 hexadecimal digits", "x" * len(self.sha256))
-        for field in ("concurrency", "tokens_per_minute", "connections", "longest_deadline_s"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise InvalidField(field, "a positive number", value)
-        if not -100 <= self.highest_priority <= 100:
-            raise InvalidField("highest_priority", "an integer from -100 to 100", self.highest_priority)
+        check_fields(self)
 
 
 class KeyRing:

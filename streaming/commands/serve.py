@@ -17,9 +17,8 @@ import typer
 from ...runtime.errors import EngineDied, InvalidField, JitneyError
 from ..logs import set_up
 from .engine_options import EngineOptions
-from .opening import stderr
+from .opening import loading, stderr
 from .options import DEFAULT_MODEL, MaxRows, Model, Scripted, Threads, num_bytes, with_options
-from .progress import loading
 from .settings import read_settings, shown
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ...runtime.checks import check_fields, expecting, integer
 from ...runtime.errors import InvalidField, RequestError
 from .fields import honoured, honours, typed
 
@@ -30,16 +31,21 @@ CANCEL = OnDisconnect("cancel")
 FINISH = OnDisconnect("finish")
 
 
+_DETACH = expecting(f"seconds above 0, up to {MAX_DETACH_S:g}", lambda value: 0 < value <= MAX_DETACH_S)
+CREDIT = integer(0, MAX_CREDIT)
+MILLISECONDS = expecting("a positive number of milliseconds", lambda value: 0 < value < math.inf)
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """The decoded object. `credit`: deltas that may be sent before the reader grants more. A delta waits for
     `min_flush_tokens` tokens, though no longer than `max_flush_ms`."""
 
     on_disconnect: Mode | None = None
-    detach_ttl_s: float | None = None
-    min_flush_tokens: int = 1
-    max_flush_ms: float | None = None
-    credit: int | None = None
-    deadline_ms: float | None = None
+    detach_ttl_s: Annotated[float | None, _DETACH] = None
+    min_flush_tokens: Annotated[int, integer(1, MAX_CREDIT)] = 1
+    max_flush_ms: Annotated[float | None, MILLISECONDS] = None
+    credit: Annotated[int | None, CREDIT] = None
+    deadline_ms: Annotated[float | None, MILLISECONDS] = None
     priority: int | None = None
 
     def policy(self, default: OnDisconnect) -> OnDisconnect:
@@ -62,16 +68,9 @@ def delivery(given: Mapping[str, Any] | None, *, at: str = "jitney") -> Delivery
 
 
 def _check(wanted: Delivery, at: str) -> None:
-    ttl = wanted.detach_ttl_s
-    if ttl is not None and wanted.on_disconnect != "detach":
+    if wanted.detach_ttl_s is not None and wanted.on_disconnect != "detach":
         raise RequestError(f"{at}.detach_ttl_s: goes with on_disconnect 'detach'", field=f"{at}.detach_ttl_s")
-    if ttl is not None and not 0 < ttl <= MAX_DETACH_S:
-        raise InvalidField(f"{at}.detach_ttl_s", f"seconds above 0, up to {MAX_DETACH_S:g}", ttl)
-    for field in ("deadline_ms", "max_flush_ms"):
-        value = getattr(wanted, field)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InvalidField(f"{at}.{field}", "a positive number of milliseconds", value)
-    for field, least in (("credit", 0), ("min_flush_tokens", 1)):
-        value = getattr(wanted, field)
-        if value is not None and not least <= value <= MAX_CREDIT:
-            raise InvalidField(f"{at}.{field}", f"an integer from {least} to {MAX_CREDIT}", value)
+    try:
+        check_fields(wanted)
+    except InvalidField as error:
+        raise error.renamed(f"{at}.{error.field}") from None

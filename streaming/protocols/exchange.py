@@ -109,13 +109,13 @@ class Exchange(ABC):
         head = self._head(self.plain_object)
         return msgspec.json.encode({**head, "choices": choices, "usage": self._usage_object()})
 
-    @abstractmethod
     def opening(self, index: int) -> list[dict[str, Any]]:
         """The chunks that open a choice, before any token."""
+        return []
 
-    @abstractmethod
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
         """The chunks of a delta or a finish."""
+        return []
 
     @abstractmethod
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:

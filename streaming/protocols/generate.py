@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 from ...runtime.errors import InvalidField, RequestError
 from ...runtime.intake import Prompt
 from ...runtime.params import SamplingParams
-from .delivery import Delivery, delivery
+from .delivery import MILLISECONDS, Delivery, delivery
 from .fields import HONOURED, Harmless, Table, every, honoured, typed
 
 SAMPLING: Table = {
@@ -66,8 +65,8 @@ class Envelope(msgspec.Struct, kw_only=True):
     jitney: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.deadline_ms is not None and not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
-            raise InvalidField("deadline_ms", "a positive number of milliseconds", self.deadline_ms)
+        if self.deadline_ms is not None:
+            MILLISECONDS("deadline_ms", self.deadline_ms)
         for field in ("deadline_ms", "priority"):
             if getattr(self, field) and getattr(self.delivery(), field) is not None:
                 raise RequestError(f"jitney.{field}: {field} is set as well", field=f"jitney.{field}")

@@ -1,16 +1,21 @@
-"""The output items of a response of OpenAI's Responses API: one of reasoning, one with the answer."""
+"""The output items of a response of OpenAI's Responses API, one of reasoning, one with the answer, and their deltas."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 Kind = Literal["reasoning", "message"]
+
+MAX_CHARS = 2**15
+"""A merged delta grows no further than this."""
 
 
 class OutputItem:
     """One item as it grows. Each has one part, at content index 0."""
 
-    __slots__ = ("id", "index", "kind", "logprobs", "status", "texts")
+    __slots__ = ("delta_type", "id", "index", "kind", "logprobs", "status", "text_event", "texts")
 
     def __init__(self, kind: Kind, response_id: str, index: int) -> None:
         self.kind = kind
@@ -20,15 +25,12 @@ class OutputItem:
         self.texts: list[str] = []
         self.logprobs: list[dict[str, Any]] = []
         self.status = "in_progress"
+        self.text_event = "response.reasoning_text" if kind == "reasoning" else "response.output_text"
+        self.delta_type = f"{self.text_event}.delta"
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
-
-    @property
-    def text_event(self) -> str:
-        """What its deltas' type begins with."""
-        return "response.reasoning_text" if self.kind == "reasoning" else "response.output_text"
 
     @property
     def place(self) -> dict[str, Any]:
@@ -58,18 +60,59 @@ class OutputItem:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _object(self, content: list[dict[str, Any]]) -> dict[str, Any]:
-        if self.kind == "reasoning":
-            return {
-                "id": self.id,
-                "type": "reasoning",
-                "summary": [],
-                "status": self.status,
-                "content": content,
-            }
-        return {
-            "id": self.id,
-            "type": "message",
-            "role": "assistant",
-            "status": self.status,
-            "content": content,
-        }
+        own: dict[str, Any] = {"summary": []} if self.kind == "reasoning" else {"role": "assistant"}
+        return {"id": self.id, "type": self.kind, **own, "status": self.status, "content": content}
+
+
+class Delta:
+    """A delta of text, merged from as many log entries as a reader lagged behind. It grows while neighbouring entries
+    come, and takes the highest of their numbers."""
+
+    def __init__(self, item: OutputItem, number: int, text: str, logprobs: list[dict[str, Any]]) -> None:
+        self._item = item
+        self._number = number
+        self._num_chars = len(text)
+        self._texts = [text]
+        self._logprobs = logprobs
+
+    def extend(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bool:
+        """False where it would become too long."""
+        self._num_chars += len(text)
+        if self._num_chars > MAX_CHARS:
+            return False
+        self._number = number
+        self._texts.append(text)
+        self._logprobs = self._logprobs + logprobs
+        return True
+
+    def frame(self, stream_id: str | msgspec.UnsetType) -> bytes:
+        return delta_frame(self._item, self._number, stream_id, "".join(self._texts), self._logprobs)
+
+
+class _DeltaFrame(msgspec.Struct, frozen=True):
+    """A struct encodes several times faster than a dict is built."""
+
+    type: str
+    sequence_number: int
+    stream_id: str | msgspec.UnsetType
+    item_id: str
+    delta: str
+    logprobs: list[dict[str, Any]] | msgspec.UnsetType
+    output_index: int
+    content_index: int = 0
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def delta_frame(
+    item: OutputItem,
+    number: int,
+    stream_id: str | msgspec.UnsetType,
+    text: str,
+    logprobs: list[dict[str, Any]],
+) -> bytes:
+    """The frame of which there are many."""
+    scores = msgspec.UNSET if item.kind == "reasoning" else logprobs
+    frame = _DeltaFrame(item.delta_type, number, stream_id, item.id, text, scores, item.index)
+    return _ENCODER.encode(frame)

@@ -3,12 +3,13 @@ sent what was wrong with a request as a 200; neither happens here."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from ...runtime.backend import Tokenizer
 from ...runtime.batch import TokenLogprobs
+from ...runtime.checks import check_fields, number
 from ...runtime.errors import InvalidField
 from ...runtime.events import Event
 from ...runtime.params import MAX_SEED, SamplingParams
@@ -34,25 +35,22 @@ class _Request(msgspec.Struct, kw_only=True):
     """Megatron's names, defaults and bounds. 0 switches `top_k`, `top_p` and their like off."""
 
     prompts: list[str]
-    tokens_to_generate: int = DEFAULT_TOKENS
+    tokens_to_generate: Annotated[int, number(0, 2**31 - 1)] = DEFAULT_TOKENS
     logprobs: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-    top_p_decay: float = 0.0
-    top_p_bound: float = 0.0
+    temperature: Annotated[float, number(0, 2)] = 1.0
+    top_k: Annotated[int, number(0, 1000)] = 0
+    top_p: Annotated[float, number(0, 1)] = 0.0
+    top_p_decay: Annotated[float, number(0, 1)] = 0.0
+    top_p_bound: Annotated[float, number(0, 1)] = 0.0
     add_BOS: bool = False
     stop_on_double_eol: bool = False
     stop_on_eol: bool = False
     prevent_newline_after_colon: bool = False
-    random_seed: int | None = None
-    stop_token: int | None = None
+    random_seed: Annotated[int | None, number(0, MAX_SEED - 1)] = None
+    stop_token: Annotated[int | None, number(0, 2**31 - 1)] = None
 
     def __post_init__(self) -> None:
-        for field, low, high in _BOUNDS:
-            value = getattr(self, field)
-            if value is not None and not low <= value <= high:
-                raise InvalidField(field, f"a number from {low:g} to {high:g}", value)
+        check_fields(self)
         if not 1 <= len(self.prompts) <= MAX_PROMPTS:
             raise InvalidField("prompts", f"1 to {MAX_PROMPTS} texts", len(self.prompts))
         if not self.add_BOS and not all(self.prompts):
@@ -93,18 +91,6 @@ class _Request(msgspec.Struct, kw_only=True):
             logprobs=0 if self.logprobs else None,
             prompt_logprobs=0 if self.logprobs else None,
         )
-
-
-_BOUNDS = (
-    ("tokens_to_generate", 0, 2**31 - 1),
-    ("temperature", 0, 2),
-    ("top_k", 0, 1000),
-    ("top_p", 0, 1),
-    ("top_p_decay", 0, 1),
-    ("top_p_bound", 0, 1),
-    ("random_seed", 0, MAX_SEED - 1),
-    ("stop_token", 0, 2**31 - 1),
-)
 
 
 FIELDS: Table = {
@@ -169,12 +155,6 @@ class MegatronApi(Exchange):
             scores = [*self._scores[index][1:], *(() if is_scored_only else answer.logprobs)]
             whole["logprobs"] = [max(at.logprob, LEAST) for at in scores if at is not None]
         return whole
-
-    def opening(self, index: int) -> list[dict[str, Any]]:
-        return []
-
-    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
-        return []
 
 
 def _newlines_after_colons(tokenizer: Tokenizer) -> list[list[int]]:

@@ -9,9 +9,8 @@ import msgspec
 
 from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Progress, Usage
-from .deltas import Delta, delta_frame
 from .errors import failure
-from .items import Kind, OutputItem
+from .items import Delta, Kind, OutputItem, delta_frame
 from .logprobs import entries
 from .reasoning import ReasoningSplitter
 

@@ -19,10 +19,11 @@ import msgspec
 from msgspec.structs import replace
 
 from ...runtime.backend import Message
+from ...runtime.checks import is_integer
 from ...runtime.errors import EngineClosed, InvalidField, QueueFull, RequestError
 from .actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
 from .create import SOCKET_FIELDS, Create
-from .delivery import MAX_CREDIT, Delivery
+from .delivery import CREDIT, Delivery
 from .errors import Refusal, Refused, invalid, refusal
 from .fields import HONOURED, Harmless, Table, every, honoured, parse
 
@@ -170,17 +171,20 @@ class ResponsesSession:
     def _resume(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         fields = honoured(body, RESUME_FIELDS)
         after = fields.get("starting_after", -1)
-        if isinstance(after, bool) or not isinstance(after, int) or not -1 <= after < 2**53:
+        if not is_integer(after) or not -1 <= after < 2**53:
             raise InvalidField("starting_after", "a sequence number", after)
         self._check_lane(lane)
         self._lanes.setdefault(lane, deque())
         credit = fields.get("credit")
-        delivery = Delivery() if credit is None else Delivery(credit=_count("credit", credit))
+        if credit is not None:
+            CREDIT("credit", credit)
+        delivery = Delivery(credit=credit)
         return [Resume(_response_id(fields, is_required=True) or "", after, lane, delivery)]
 
     def _grant(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         fields = honoured(body, CREDIT_FIELDS)
-        return [Grant(_response_id(fields), lane, _count("credit", fields.get("credit")))]
+        CREDIT("credit", fields.get("credit"))
+        return [Grant(_response_id(fields), lane, fields["credit"])]
 
     def _steer(self, body: dict[str, Any], lane: str | None) -> list[Action]:
         error = {
@@ -232,12 +236,6 @@ def _response_id(body: dict[str, Any], *, is_required: bool = False) -> str | No
     if (asked is None and is_required) or not isinstance(asked, str | None):
         raise InvalidField("response_id", "a string", asked)
     return asked
-
-
-def _count(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CREDIT:
-        raise InvalidField(field, f"an integer from 0 to {MAX_CREDIT}", value)
-    return value
 
 
 def _remember(known: OrderedDict[str, Any], key: str, value: Any) -> None:

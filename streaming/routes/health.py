@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .replies import json_reply
+from ..http import json_reply
 
 if TYPE_CHECKING:
     from ..service import Service

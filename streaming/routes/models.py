@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..http import json_reply
 from ..protocols.fields import check_model
 from ..service import Service
-from .replies import json_reply
 
 
 class Models:

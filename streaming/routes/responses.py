@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from time import time
 from uuid import uuid4
@@ -12,12 +11,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from ...runtime.errors import RequestError
 from ..conversation import conversation, shown
 from ..entry import Entry
-from ..http import Answer, respond
+from ..http import Answer, Endpoint, json_reply
 from ..principal import Principal, principal_of
 from ..protocols.create import HTTP_FIELDS, Create
 from ..protocols.delivery import CANCEL, FINISH
@@ -27,7 +26,6 @@ from ..protocols.retrieve import retrieve
 from ..reader import Reader
 from ..service import Service
 from ..sse import EventStream, event
-from .replies import json_reply
 
 
 class Responses:
@@ -37,8 +35,8 @@ class Responses:
     def routes(self) -> list[Route]:
         one = "/v1/responses/{response_id}"
         return [
-            Route("/v1/responses", _Endpoint(self._service, self._create), methods=["POST"]),
-            Route(one, _Endpoint(self._service, self._retrieve), methods=["GET"]),
+            Route("/v1/responses", Endpoint(self._service, self._create), methods=["POST"]),
+            Route(one, Endpoint(self._service, self._retrieve), methods=["GET"]),
             Route(one, self._delete, methods=["DELETE"]),
             Route(f"{one}/cancel", self._cancel, methods=["POST"]),
         ]
@@ -106,17 +104,6 @@ class Responses:
             if failed is not None and failed.status == 500:
                 return failed
         return msgspec.json.encode(shown(entry, self._service.backend.tokenizer).response())
-
-
-class _Endpoint:
-    """An ASGI endpoint whose client may leave before it is answered."""
-
-    def __init__(self, service: Service, answer: Callable[[Request, bytes, Send], Awaitable[Answer]]) -> None:
-        self._service = service
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(self._service, self._answer, scope, receive, send)
 
 
 async def _stream(reader: Reader, events: EventStream) -> None:

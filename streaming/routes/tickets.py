@@ -14,10 +14,10 @@ from ...runtime.errors import InvalidField
 from ..access.door import MAX_USER_CHARS, SUBPROTOCOL, Door
 from ..access.origins import ORIGIN
 from ..access.tickets import LIFE_S
+from ..http import json_body, json_reply
 from ..principal import Principal, principal_of
 from ..protocols.errors import Refused, invalid
 from ..protocols.fields import honoured, honours, typed
-from .replies import json_body, json_reply
 
 MAX_INSTRUCTIONS_CHARS = 16_384
 MAX_BODY_BYTES = 256 * 2**10

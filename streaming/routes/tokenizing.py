@@ -10,9 +10,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...runtime.errors import QueueFull
+from ..http import json_body, json_reply
 from ..protocols.tokenizing import detokenize, tokenize
 from ..service import Service
-from .replies import json_body, json_reply
 
 MAX_WAITING = 32
 

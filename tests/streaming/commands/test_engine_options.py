@@ -14,7 +14,7 @@ from jitney.streaming.commands import chat as chat_module
 from jitney.streaming.commands import generate as generate_module
 from jitney.streaming.commands import serve as serve_module
 from jitney.streaming.commands.engine_options import EngineOptions
-from jitney.streaming.commands.progress import loading
+from jitney.streaming.commands.opening import loading
 
 Jitney = Callable[..., Result]
 
