@@ -77,16 +77,6 @@ class PagePool:
         states[0] = USED
         return bytes(states)
 
-    def check(self) -> None:
-        """Raise AssertionError unless every page is in exactly one state."""
-        used = {page for page in range(1, self.num_pages) if self._refs[page] > 0}
-        free, cached = set(self._free), set(self._cached)
-        assert len(free) == len(self._free), "a page is free twice"
-        assert not (used & free or used & cached or free & cached), "a page is in two states"
-        assert len(used) + len(free) + len(cached) == self.num_pages - 1, "a page is in no state"
-        assert cached <= self._key_of.keys(), "a cached page has no key"
-        assert {self._key_of[page]: page for page in self._key_of} == self._page_of, "keys and pages disagree"
-
     def _take_one(self) -> int:
         if self._free:
             return self._free.pop()

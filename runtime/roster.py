@@ -106,25 +106,3 @@ class Roster:
                 self.running.remove(row)
                 row.unseat()
                 insort(self.waiting, row, key=BY_ORDER)
-
-    def check(self) -> None:
-        """Raise AssertionError unless the books balance. For tests and idle time."""
-        self._seating.pages.check()
-        ghosts = [row for row in self.leaving if row.ended]
-        seated = self.running + ghosts
-        slots = sorted([row.slot for row in seated] + self._seating.free_slots)
-        assert slots == list(range(self._capacity.max_rows)), "a slot is lost or doubled"
-        held = [page for row in seated for page in row.pages] + self._seating.pins.pages
-        assert len(set(held)) == self._seating.pages.num_used, "a page is used by no row"
-        assert all(not row.pages for row in self.waiting), "a waiting row holds pages"
-        assert all(map(self._flight.names, self.leaving)), "a row that nobody waits for"
-        steady = self._flight.cohort.rows
-        assert set(steady) == {row for row in self.running if row.wake}, "a row is steady that does not run"
-        for row in self.running:
-            room = len(row.pages) * self._capacity.page_size
-            assert row.computed <= room and row.filled <= row.planned <= room, "positions out of order"
-            assert len(row.tokens) < row.limit or row.request.pin, "a row past its limit"
-            if row.wake:
-                assert self._flight.reach(row) <= min(room + 1, row.limit - 1), "a row overslept"
-        open_rows = [row for rows in self._by_id.values() for row in rows]
-        assert sorted(map(id, open_rows)) == sorted(map(id, self.running + self.waiting)), "a row is lost"

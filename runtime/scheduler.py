@@ -165,10 +165,6 @@ class Scheduler:
             steps=self._flight.latest,
         )
 
-    def check(self) -> None:
-        """Raise AssertionError unless the books balance. For tests and idle time."""
-        self._roster.check()
-
     # Decoding
 
     def _decodes_alone(self, row: Sequence, grown: Grown) -> bool:

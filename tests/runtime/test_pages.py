@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from books import check_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ def test_every_page_is_in_one_state_after_every_command(
             assert pool.find(key) == page
             pool.share(page)
             held.append([page])
-        pool.check()
+        check_pages(pool)
         assert pool.num_used == len({page for pages in held for page in pages})
         assert pool.num_used + pool.num_available == num_pages - 1
     for pages in held:
@@ -94,4 +95,4 @@ def test_a_key_keeps_its_first_page_and_a_page_its_first_key() -> None:
     assert pool.find(b"a") == first
     assert pool.find(b"b") is None
     pool.give_back([first, second])
-    pool.check()
+    check_pages(pool)

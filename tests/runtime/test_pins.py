@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+from books import check_books, check_pages
 from simulated_engine import CONTEXT, SimulatedBackend, check_empty
 from simulated_loop import SimulatedLoop, run_simulated, simulated_worker
 
@@ -27,7 +28,7 @@ def simulate(
     """Run `body(engine)` on a pool of so many whole contexts, the books checked after every turn."""
     rng = random.Random(depth)
     capacity = Capacity(num_pages=contexts * CONTEXT // PAGE + 1, page_size=PAGE, max_rows=4, depth=depth)
-    monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: steps.scheduler.check()))
+    monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: check_books(steps.scheduler)))
     settings = EngineConfig(
         **{"max_batch_tokens": 16, "step_timeout_s": 1e6, "tune_process": False, **config}
     )
@@ -139,4 +140,4 @@ def test_the_budget_keeps_the_newest_and_the_first_pages() -> None:
     pins.release("a")
     pins.release("large")
     assert not pins.release_oldest() and pool.num_used == 0
-    pool.check()
+    check_pages(pool)

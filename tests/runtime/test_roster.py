@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from books import check_books
 
 from jitney.runtime.batch import Capacity, RowSampling
 from jitney.runtime.flight import Flight, Single
@@ -61,7 +62,7 @@ def test_seats_go_by_order_while_they_last() -> None:
     rows = [books.add(name, arrival=at) for name, at in (("late", 3.0), ("first", 1.0), ("second", 2.0))]
     books.roster.seat()
     assert books.roster.running == [rows[1], rows[2]] and books.roster.waiting == [rows[0]]
-    books.roster.check()
+    check_books(books.roster)
 
 
 @pytest.mark.parametrize("preempted", [False, True])
@@ -75,11 +76,11 @@ def test_a_row_in_flight_gives_its_seat_back_with_its_last_launch(preempted: boo
     else:
         books.roster.end(row, keep=True)
     books.roster.release()
-    books.roster.check()
+    check_books(books.roster)
     assert row.slot >= 0 and books.roster.leaving == [row]
     books.flight.commit()
     books.roster.release()
-    books.roster.check()
+    check_books(books.roster)
     assert books.seating.pages.num_used == 0 and books.roster.waiting == [row] * preempted
 
 

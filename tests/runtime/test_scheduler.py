@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from books import check_books
 from simulated_rows import Simulation, random_request, solo
 from spelled import spelled
 
@@ -37,7 +38,7 @@ def run(made: Scheduler, token: int = 9) -> tuple[list[Batch], list[Output]]:
         assert batch is not None
         batches.append(batch)
         heard += spelled(made.commit(outcomes(batch, token)))
-        made.check()
+        check_books(made)
     return batches, heard
 
 
@@ -190,7 +191,7 @@ def test_tokens_in_columns_count_as_those_that_come_alone(shuffled: bool) -> Non
             RowOutcome(pairs[3][0], error="NaN"),
         ]
     )
-    made.check()
+    check_books(made)
     heard = {output.id: (output.tokens, output.finish_reason, output.logprobs) for output in spelled(told)}
     assert heard == {
         "0": ((8,), None, ()),
@@ -214,7 +215,7 @@ def test_a_steady_step_plans_the_same_rows_without_a_look_at_them() -> None:
         plans.append(batch)
         (advance,) = made.commit([Decoded(batch.decodes, [9] * 8)])
         assert [output.tokens for output in spelled([advance])] == [(9,)] * 8
-        made.check()
+        check_books(made)
     assert all(batch.decodes is plans[0].decodes and not batch.grown for batch in plans)
 
 
@@ -223,12 +224,12 @@ def test_a_ghost_keeps_its_pages_until_its_launches_are_done() -> None:
     made.add(request("a", tokens=10))
     launches = [made.plan() for _ in range(3)]
     made.cancel("a")
-    made.check()
+    check_books(made)
     assert made.plan() is None and not made.is_idle
     for batch in launches:
         assert made.stats().pages_used > 0
         assert batch is not None and made.commit(outcomes(batch)) == []
-        made.check()
+        check_books(made)
     assert made.stats().pages_used == 0 and made.is_idle
 
 
@@ -263,7 +264,7 @@ def test_a_late_request_ends_wherever_it_is() -> None:
     made.plan()
     assert made.expire(4.9) == []
     assert sorted(output.id for output in made.expire(5.0)) == ["seated", "waits"]
-    made.check()
+    check_books(made)
 
 
 def test_failing_all_spares_those_who_were_not_seated() -> None:
@@ -274,7 +275,7 @@ def test_failing_all_spares_those_who_were_not_seated() -> None:
     made.plan()
     (told,) = made.fail_all("why")
     assert (told.id, told.finish_reason, told.error) == ("seated", "error", "why")
-    made.check()
+    check_books(made)
     _, heard = run(made)
     assert {output.id for output in heard} == {"waits"}
 
@@ -307,7 +308,7 @@ def test_unknown_and_ended_requests_are_left_alone() -> None:
     run(made)
     made.cancel("a")
     made.cancel("a", 3)
-    made.check()
+    check_books(made)
 
 
 @pytest.mark.parametrize("seed", range(60))

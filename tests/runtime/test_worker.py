@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from books import check_books
 from spelled import spelled
 
 from jitney.runtime.batch import Batch, Capacity, Outcomes, RowSampling
@@ -206,11 +207,11 @@ def test_cancelled_in_every_state(depth: int) -> None:
             outputs += spelled(loop.turn(0.0) or [])
         loop.obey(Cancel("a", 0))
         loop.obey(Cancel("a"))
-        loop.scheduler.check()
+        check_books(loop.scheduler)
         heard = len(outputs)
         while not loop.is_idle:
             outputs += spelled(loop.turn(0.0) or [])
-            loop.scheduler.check()
+            check_books(loop.scheduler)
         assert not [output for output in outputs[heard:] if output.id == "a"]
         assert sum(len(output.tokens) for output in outputs if output.id == "b") == 4
         assert loop.scheduler.stats().pages_used == 0
@@ -263,5 +264,5 @@ def test_every_request_ends_once_whatever_fails(seed: int) -> None:
     while not loop.is_idle:
         loop._failures = 0
         outputs += spelled(loop.turn(0.0) or [])
-        loop.scheduler.check()
+        check_books(loop.scheduler)
     assert len(ends(outputs)) == 30

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from asgi_clients import Exchange, Socket, ask
+from books import check_books
 from simulated_engine import CONTEXT, SimulatedBackend, check_empty
 from simulated_loop import SimulatedLoop, run_simulated, simulated_worker
 
@@ -153,7 +154,7 @@ def test_cancelled_by_any_route(count: int, depth: int, monkeypatch: pytest.Monk
     )
 
     def check(steps: StepLoop) -> None:
-        steps.scheduler.check()
+        check_books(steps.scheduler)
 
     monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, check))
 

@@ -8,6 +8,7 @@ import random
 
 import msgspec
 import pytest
+from books import check_books
 from simulated_loop import SimulatedLoop, run_simulated, simulated_worker
 
 from jitney.runtime import DynamicEngine, EngineConfig, Event, SamplingParams
@@ -157,7 +158,7 @@ def serve(
     spread_s: float = 3.0,
 ) -> tuple[list[Client], Stats]:
     """Serve the clients and drain; the books are checked after every turn, and everything is given back at the end."""
-    monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: steps.scheduler.check()))
+    monkeypatch.setattr(dynamic, "Worker", simulated_worker(rng, lambda steps: check_books(steps.scheduler)))
 
     async def main(loop: SimulatedLoop) -> tuple[list[Client], Stats]:
         async with DynamicEngine(backend, config, clock=loop.time) as engine:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from books import check_books
 from spelled import spelled
 
 from jitney.runtime.batch import Batch, Capacity, RowSampling
@@ -94,7 +95,7 @@ class Simulation:
         outputs = self.loop.turn(self.now)
         for output in spelled(outputs or ()):
             self._hear(output)
-        self.scheduler.check()
+        check_books(self.scheduler)
         return outputs is not None
 
     def run(self, max_turns: int = 1_000_000) -> None:

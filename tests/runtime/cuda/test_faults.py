@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from books import check_books
 
 pytest.importorskip("triton")
 
@@ -39,7 +40,7 @@ def play(loop: StepLoop, *jobs: Generate) -> dict[str, list[Output]]:
     while not loop.is_idle:
         for output in spelled(loop.turn(0.0) or ()):
             found[output.id].append(output)
-        loop.scheduler.check()
+        check_books(loop.scheduler)
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 import torch
+from books import check_books
 
 pytest.importorskip("triton")
 
@@ -75,7 +76,7 @@ def play(loop: StepLoop, jobs: Sequence[Generate]) -> dict[str, list[int]]:
             tokens[output.id] += output.tokens
             if output.finish_reason:
                 ended[output.id] = output
-        loop.scheduler.check()
+        check_books(loop.scheduler)
     assert {output.finish_reason for output in ended.values()} <= {"length", "stop_token"}
     assert len(ended) == len(jobs)
     return tokens
