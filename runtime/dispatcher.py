@@ -177,9 +177,8 @@ class Dispatcher:
                 self._inbox.put(Cancel(response_id, choice))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as error:  # a tokenizer's panic is no Exception; it ends this request and no other
+        except BaseException as error:
+            # A tokenizer's panic is no Exception; it ends this request and no other.
             logger.exception("%s: its text could not be made", response_id)
             self._inbox.put(Cancel(response_id))
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")

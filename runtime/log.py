@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
 
 import msgspec
 
@@ -74,25 +73,18 @@ class Log:
         """The events with seq > `after` that are there now."""
         return self._events[max(0, after) :]
 
-    async def batches(self, after: int = 0) -> AsyncGenerator[list[Event]]:
-        """What is new behind `after`, as often as there is anything, to the `done` event. Nothing is merged."""
-        while True:
-            news = self.read(after)
-            if news:
-                after = news[-1].seq
-                yield news
-            elif self.is_sealed:
-                return
-            else:
-                await self.news()
-
     async def follow(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
         was away while several came."""
-        async with aclosing(self.batches(after)) as batches:
-            async for batch in batches:
-                for event in merged(batch):
-                    yield event
+        while True:
+            news = merged(self.read(after))
+            for event in news:
+                yield event
+                after = event.seq
+            if not news:
+                if self.is_sealed:
+                    return
+                await self.news()
 
     async def wait_sealed(self) -> None:
         if not self.is_sealed:

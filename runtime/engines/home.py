@@ -42,16 +42,16 @@ class HomeLoop:
 
     async def dismiss(self, executor: Executor, patience_s: float) -> None:
         """Let a thread finish what it has, a model being looked up for one, without holding the loop."""
+        has_ended = True
         try:
             async with asyncio.timeout(patience_s):
                 await asyncio.get_running_loop().run_in_executor(executor, int)
         except TimeoutError:
             logger.error("the model is still being opened; its thread is left behind")
-            executor.shutdown(wait=False)
-        except RuntimeError:  # the interpreter is on its way out, and takes no more jobs
-            executor.shutdown(wait=True)
-        else:
-            executor.shutdown(wait=True)
+            has_ended = False
+        except RuntimeError:
+            pass  # the interpreter is on its way out, and takes no more jobs
+        executor.shutdown(wait=has_ended)
 
     async def iterate(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """Advance a generator at home, an item at a time, and close it there when the reader here leaves."""

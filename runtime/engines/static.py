@@ -102,19 +102,12 @@ class StaticEngine(AbstractEngine):
     ) -> Iterator[Event]:
         """The events of one answer, as they come. Leaving the loop cancels the request."""
         events = self._engine.stream(prompt, sampling_params, **options)
-
-        async def advance() -> Event | None:
-            return await anext(events, None)
-
-        async def leave() -> None:
-            await events.aclose()
-
         try:
-            while (event := self._call(advance)) is not None:
+            while (event := self._call(anext, events, None)) is not None:
                 yield event
         finally:
             if not self._closed:
-                self._call(leave)
+                self._call(events.aclose)
 
     def cancel(self, response_id: str) -> bool:
         return self._call(self._engine.cancel, response_id)

@@ -25,16 +25,13 @@ def draw(logits: Tensor, samplings: Sequence[RowSampling], uniforms: Sequence[fl
     temperatures = torch.tensor([sampling.temperature for sampling in samplings])
     scaled = (logits - logits.amax(1, True)) / temperatures[:, None]
     points = torch.tensor(uniforms, dtype=torch.float64)
-    whole = [i for i, sampling in enumerate(samplings) if not _cuts(sampling)]
-    cut = [i for i, sampling in enumerate(samplings) if _cuts(sampling)]
     tokens = [0] * len(samplings)
-    if whole:
-        for i, token in zip(whole, _draw_whole(scaled[whole], points[whole]), strict=True):
-            tokens[i] = token
-    if cut:
-        drawn = _draw_cut(scaled[cut], [samplings[i] for i in cut], points[cut])
-        for i, token in zip(cut, drawn, strict=True):
-            tokens[i] = token
+    for cuts, drawing in ((False, _draw_whole), (True, _draw_cut)):
+        rows = [i for i, sampling in enumerate(samplings) if _cuts(sampling) == cuts]
+        if rows:
+            drawn = drawing(scaled[rows], [samplings[i] for i in rows], points[rows])
+            for i, token in zip(rows, drawn, strict=True):
+                tokens[i] = token
     return tokens
 
 
@@ -48,7 +45,7 @@ def _blocks(weights: Tensor) -> Tensor:
     return (pad(weights, (0, short)) if short else weights).view(len(weights), -1, _BLOCK)
 
 
-def _draw_whole(scaled: Tensor, points: Tensor) -> list[int]:
+def _draw_whole(scaled: Tensor, samplings: Sequence[RowSampling], points: Tensor) -> list[int]:
     """First the block where the running sum passes the point, then the token in it."""
     blocks = _blocks(scaled.exp())
     sums = blocks.sum(2, dtype=torch.float64).cumsum(1)

@@ -36,11 +36,7 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     onednn = torch._C._has_mkldnn
     native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
-    dtype = (
-        torch.bfloat16
-        if (automatic if config.dtype == "auto" else config.dtype) == "bfloat16"
-        else torch.float32
-    )
+    dtype: torch.dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
     floor = 1 if dtype == torch.bfloat16 else 16
     if config.quantize == "fp8" or config.kv_dtype == "fp8":
         field = "quantize" if config.quantize == "fp8" else "kv_dtype"

@@ -18,7 +18,7 @@ from ..errors import CannotServe, InvalidField
 from ..model import linear_plain
 from ..model.config import ModelConfig
 from ..model.forward import activate, norm, rotate
-from ..model.layers import Packed, Weights, load_layers
+from ..model.layers import Layers, Packed, Weights, load_layers
 from .kernels import choose_kernels
 from .memory import MAX_ROWS, free_memory, weight_bytes
 from .sampler import Row, sample, token_logprobs
@@ -48,7 +48,7 @@ class PaddedModel:
             torch_threads.acquire(config.num_threads)
 
     def run(self, seats: Sequence[Seat]) -> Iterator[list[RowOutcome]]:
-        batch = _PaddedRows(self._model, self._layers.layers, self._layers.shared, self._layers.head, seats)
+        batch = _PaddedRows(self._model, self._layers, seats)
         histories = [list(seat.tokens) for seat in seats]
         while True:
             with torch.inference_mode():
@@ -78,16 +78,8 @@ class PaddedModel:
 class _PaddedRows:
     """A batch on its way. Row i's first token stands in column `pad[i]`; columns before it are masked for ever."""
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        layers: list[Packed],
-        shared: Packed,
-        head: dict[str, Tensor],
-        seats: Sequence[Seat],
-    ) -> None:
-        self._model, self._layers, self._shared, self._head = model, layers, shared, head
-        self._seats = seats
+    def __init__(self, model: ModelConfig, weights: Layers, seats: Sequence[Seat]) -> None:
+        self._model, self._weights, self._seats = model, weights, seats
         width = max(len(seat.tokens) for seat in seats)
         self._pad = torch.tensor([width - len(seat.tokens) for seat in seats])
         self._tokens = torch.tensor([[0] * (width - len(seat.tokens)) + list(seat.tokens) for seat in seats])
@@ -108,23 +100,20 @@ class _PaddedRows:
         if self._seen == 0:
             self._score_prompts(hidden)
         self._seen += self._tokens.size(1)
-        return F.linear(hidden[:, -1], self._head["weight"]).float()
+        return _linear(hidden[:, -1], self._weights.head).float()
 
     def _score_prompts(self, hidden: Tensor) -> None:
         for slot, seat in enumerate(self._seats):
             top = seat.sampling.prompt_logprobs
             if top is not None:
-                rows = (
-                    F.linear(hidden[slot, int(self._pad[slot]) :], self._head["weight"])
-                    .float()
-                    .log_softmax(-1)
-                )
+                logits = _linear(hidden[slot, int(self._pad[slot]) :], self._weights.head)
+                rows = logits.float().log_softmax(-1)
                 scored = [token_logprobs(rows[i], token, top) for i, token in enumerate(seat.tokens[1:])]
                 self._scores[slot] = (None, *scored)
 
     def _forward(self) -> Tensor:
         """Normed hidden states [rows, columns, hidden]."""
-        model, shared = self._model, self._shared
+        model, shared = self._model, self._weights.shared
         columns = torch.arange(self._seen, self._seen + self._tokens.size(1))
         rope = shared["rope"]
         # A finished row is fed on until the batch is over, past the context too; what it computes there is dropped.
@@ -133,36 +122,30 @@ class _PaddedRows:
         if "positions" in shared:
             x = x + F.embedding(positions, shared["positions"]["weight"])
         cos, sin = rope["cos"][positions][:, None], rope["sin"][positions][:, None]
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self._weights.layers):
             x = x + self._attend(index, layer, self._norm(x, layer["attention_norm"]), cos, sin)
-            up = F.linear(self._norm(x, layer["mlp_norm"]), layer["up"]["weight"], layer["up"].get("bias"))
+            up = _linear(self._norm(x, layer["mlp_norm"]), layer["up"])
             if model.gated_mlp:
                 gate, up = up.chunk(2, -1)
                 up = activate(gate, model.activation) * up
             else:
                 up = activate(up, model.activation)
-            x = x + F.linear(up, layer["down"]["weight"], layer["down"].get("bias"))
+            x = x + _linear(up, layer["down"])
         return self._norm(x, shared["norm"])
 
     def _attend(self, index: int, layer: Packed, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         model = self._model
         heads, kv_heads = model.num_heads, model.num_kv_heads
-        qkv = F.linear(x, layer["qkv"]["weight"], layer["qkv"].get("bias"))
-        qkv = qkv.view(*x.shape[:2], heads + 2 * kv_heads, model.head_dim).transpose(1, 2).contiguous()
+        qkv = _linear(x, layer["qkv"]).view(*x.shape[:2], heads + 2 * kv_heads, model.head_dim)
+        qkv = qkv.transpose(1, 2).contiguous()
         qk, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if "qk_norm" in layer:
             qk = norm(qk, {"weight": layer["qk_norm"]["weight"][:, None]}, model.norm_eps, True)
         rotate(qk, cos, sin)
         keys, values = self._cached(index, qk[:, heads:], values)
-        out = F.scaled_dot_product_attention(
-            qk[:, :heads],
-            keys,
-            values,
-            attn_mask=self._mask(index, keys.size(2), x),
-            enable_gqa=heads != kv_heads,
-        )
-        out = out.transpose(1, 2).flatten(2)
-        return F.linear(out, layer["out"]["weight"], layer["out"].get("bias"))
+        mask = self._mask(index, keys.size(2), x)
+        out = F.scaled_dot_product_attention(qk[:, :heads], keys, values, mask, enable_gqa=heads != kv_heads)
+        return _linear(out.transpose(1, 2).flatten(2), layer["out"])
 
     def _cached(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values so far of a layer, the new ones included: [rows, kv heads, columns, dim]."""
@@ -180,10 +163,14 @@ class _PaddedRows:
         to = torch.arange(length)
         at = torch.arange(length - x.size(1), length)[:, None]
         seen = to <= at
-        if model.sliding_window is not None and (model.sliding_layers is None or model.sliding_layers[index]):
+        if model.sliding_window is not None and model.slides(index):
             seen = seen & (to > at - model.sliding_window)
         seen = seen & ((to >= self._pad[:, None])[:, None] | (to == at))
         return torch.zeros(seen.shape, dtype=x.dtype).masked_fill(~seen, -torch.inf)[:, None]
 
     def _norm(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         return norm(x, weights, self._model.norm_eps, self._model.norm == "rms")
+
+
+def _linear(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    return F.linear(x, weights["weight"], weights.get("bias"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +22,15 @@ class Occupant:
     sampling: RowSampling
 
 
-@dataclass(slots=True)
 class Slots:
     """`pages` [max_rows + 1, pages of one context]. Entries past a row's own pages are zero, so that a table may be
     read past its end. The last slot, `idle`, belongs to padding tokens: its pages are all page 0."""
 
-    max_rows: int
-    pages_per_row: int
-    pages: Int64s = field(init=False)
-    num_pages: list[int] = field(init=False)
-    occupants: list[Occupant | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pages = np.zeros((self.max_rows + 1, self.pages_per_row), dtype=np.int64)
-        self.num_pages = [0] * self.max_rows
-        self.occupants = [None] * self.max_rows
+    def __init__(self, max_rows: int, pages_per_row: int) -> None:
+        self.max_rows = max_rows
+        self.pages: Int64s = np.zeros((max_rows + 1, pages_per_row), dtype=np.int64)
+        self.num_pages = [0] * max_rows
+        self.occupants: list[Occupant | None] = [None] * max_rows
         self.occupants.append(Occupant([0], 1, 0, RowSampling(seed=0)))
 
     @property

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 TokenBytes = Callable[[str], bytes]
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class DecoderRule:
-    """How spelled tokens become bytes: `plain` anywhere, `first` for the first token of a text.
+class DecoderRule(NamedTuple):
+    """How spelled tokens become bytes: `plain` anywhere, unless `first` says how the first token of a text does.
 
     `strip` is how many leading spaces the whole text loses.
     """
 
-    def __init__(self, plain: TokenBytes, first: TokenBytes | None = None, strip: int = 0) -> None:
-        self.plain = plain
-        self.first = first or plain
-        self.strip = strip
+    plain: TokenBytes
+    first: TokenBytes | None = None
+    strip: int = 0
 
 
 def decoder_rule(spec: dict[str, Any]) -> DecoderRule | None:

@@ -106,9 +106,7 @@ class ModelTokenizer:
     ) -> Detokenizer:
         if self._rule is not None:
             table = self._visible_bytes if skip_special_tokens else self._bytes
-            first = (
-                None if self._rule.first is self._rule.plain else partial(self._bytes_by, self._rule.first)
-            )
+            first = self._rule.first and partial(self._bytes_by, self._rule.first)
             return ByteDetokenizer(table, first, self._rule.strip)
         glued = {} if spaces_between_special_tokens else self._spelling.spelled
         return WindowDetokenizer(self._joined, lambda i: self._shows(i, skip_special_tokens), glued)

@@ -115,11 +115,6 @@ class EngineCheckpoint(Checkpoint):
         return msgspec.structs.replace(config, **unset)
 
 
-def open_engine(directory: Path) -> EngineCheckpoint:
-    """Raises `ModelError` naming the file and what is wrong in it."""
-    return EngineCheckpoint(directory)
-
-
 def _check_files(directory: Path, manifest: Manifest) -> None:
     """What is read must be named by the manifest, or nobody would have checked it."""
     named = {file.name for file in manifest.files}

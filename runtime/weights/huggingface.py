@@ -18,7 +18,6 @@ from .random_weights import RandomWeights
 from .safetensors_weights import FLOAT_BYTES, STORED_BYTES, SafetensorsWeights
 from .source import Weights
 
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -35,7 +34,7 @@ def open_directory(directory: Path, name: str, *, random_weights: bool = False) 
         stored = SafetensorsWeights(directory, STORED_BYTES if narrow else FLOAT_BYTES)
         weights = QuantizedWeights(stored) if narrow else stored
         embedding = "model.embed_tokens.weight"
-        dtype = _STORED[stored.dtype(embedding)] if embedding in stored.names() else "float32"
+        dtype = stored.known(embedding).dtype if embedding in stored.names() else "float32"
         config = hf_config(source, fields, stored_dtype=dtype)
     checkpoint = Checkpoint(
         name,

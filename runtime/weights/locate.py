@@ -9,7 +9,7 @@ from pathlib import Path
 from ..backend import Backend
 from ..errors import ModelError
 from . import default_model
-from .engine import is_engine, open_engine
+from .engine import EngineCheckpoint, is_engine
 from .huggingface import open_directory
 
 HUB_FILES = (
@@ -31,7 +31,7 @@ def open_backend(model: str | Path, *, random_weights: bool = False) -> Backend:
     if isinstance(model, str) and model.lower() in default_model.NAMES:
         return open_directory(default_model.default_model(), default_model.NAMES[0])
     if str(model) and is_engine(path):
-        return open_engine(path)
+        return EngineCheckpoint(path)
     if str(model) and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(

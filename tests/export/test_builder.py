@@ -11,7 +11,7 @@ from tiny_checkpoints import write_checkpoint
 from jitney.export import EngineBuilder
 from jitney.runtime import EngineConfig
 from jitney.runtime.errors import InvalidField, ModelError
-from jitney.runtime.weights.engine import open_engine
+from jitney.runtime.weights.engine import EngineCheckpoint
 
 MEGATRON: dict[str, Any] = {
     "max_input_len": 40,
@@ -42,7 +42,7 @@ def test_the_engine_has_the_sizes(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", "Llama")
     manifest = EngineBuilder.build_and_save_engine(tmp_path / "engine", source, **MEGATRON)
     assert (manifest.limits.max_rows, manifest.limits.max_context) == (3, 64)
-    engine = open_engine(tmp_path / "engine")
+    engine = EngineCheckpoint(tmp_path / "engine")
     assert engine.context_length == 64
     step = engine.open_step(EngineConfig(device="cpu", tune_process=False))
     assert step.capacity.max_rows == 3 and [tile.max_batch_tokens for tile in engine.tiles] == [96] * len(

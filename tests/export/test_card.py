@@ -19,7 +19,7 @@ from jitney.runtime.errors import InvalidField, ModelError
 from jitney.runtime.kernels.choice import LIBRARY
 from jitney.runtime.kernels.kernel_file import KernelFile, MadeFor
 from jitney.runtime.weights import engine as engines
-from jitney.runtime.weights.engine import open_engine
+from jitney.runtime.weights.engine import EngineCheckpoint
 from jitney.runtime.weights.manifest import read_manifest
 
 CARD = MadeFor("NVIDIA H100 80GB HBM3", (9, 0), "3.6.0", "2.9.1+cu128")
@@ -38,11 +38,11 @@ def test_kernels_are_brought_and_all_else_is_the_same_bytes(tmp_path: Path) -> N
     engine = tiny_engine(tmp_path, kernels=True)
     manifest = read_manifest(engine)
     assert CARD.file_name in {file.name for file in manifest.files} and manifest.options == ("--kernels",)
-    assert open_engine(engine).brought_kernels() == KERNELS
+    assert EngineCheckpoint(engine).brought_kernels() == KERNELS
     exported(tmp_path / "source", tmp_path / "bare")
     for path in (tmp_path / "bare").iterdir():
         assert path.name == "engine.json" or path.read_bytes() == (engine / path.name).read_bytes()
-    assert open_engine(tmp_path / "bare").brought_kernels() is None
+    assert EngineCheckpoint(tmp_path / "bare").brought_kernels() is None
 
 
 @pytest.mark.usefixtures("on_card")
@@ -52,7 +52,7 @@ def test_a_damaged_byte_is_found_before_they_are_used(at: int, tmp_path: Path) -
     content = bytearray((engine / CARD.file_name).read_bytes())
     content[at] ^= 4
     (engine / CARD.file_name).write_bytes(content)
-    checkpoint = open_engine(engine)
+    checkpoint = EngineCheckpoint(engine)
     with pytest.raises(ModelError, match=rf"{CARD.file_name}: damaged: block 0"):
         checkpoint.brought_kernels()
     with pytest.raises(ModelError, match=CARD.file_name):
@@ -68,7 +68,7 @@ def test_another_card_says_so_and_falls_back(
     other = msgspec.structs.replace(CARD, **{field: value})
     monkeypatch.setattr(engines, "this_card", lambda: other)
     with caplog.at_level(logging.INFO):
-        assert open_engine(engine).brought_kernels() is None
+        assert EngineCheckpoint(engine).brought_kernels() is None
     (record,) = [record for record in caplog.records if "kernels" in record.message]
     assert other.file_name in record.message and CARD.file_name in record.message
 

@@ -15,7 +15,7 @@ from jitney.export.open import open_source
 from jitney.runtime import EngineConfig
 from jitney.runtime.errors import ModelError
 from jitney.runtime.weights.blocks import BLOCK_BYTES
-from jitney.runtime.weights.engine import EngineCheckpoint, EngineWeights, open_engine
+from jitney.runtime.weights.engine import EngineCheckpoint, EngineWeights
 from jitney.runtime.weights.layout import expected_shapes
 from jitney.runtime.weights.locate import open_backend
 from jitney.runtime.weights.manifest import read_manifest
@@ -132,7 +132,7 @@ def test_ranks_joined_are_the_whole(quantize: str | None, ranks: int, tmp_path: 
 
 def test_an_engine_has_the_size_that_it_was_made_for(tmp_path: Path) -> None:
     engine = tiny_engine(tmp_path, max_rows=3, max_context=64, max_batch_tokens=48)
-    checkpoint = open_engine(engine)
+    checkpoint = EngineCheckpoint(engine)
     assert isinstance(checkpoint, EngineCheckpoint) and checkpoint.context_length == 64
     step = checkpoint.open_step(EngineConfig(device="cpu", tune_process=False))
     assert step.capacity.max_rows == 3
