@@ -65,18 +65,21 @@ class Contents:
 
     def tensors(self, report: Report) -> Iterator[Tensor]:
         """Raises `ModelError` where the source is damaged."""
-        slots = [slot for stack in self.stacks for slot in stack]
-        total, done = sum(slot.num_bytes for slot in slots), 0
-        values = self._narrower.tensors() if self._narrower else map(self._plain, slots)
-        for slot, tensor in zip(slots, values, strict=True):
+        total, done = self.num_bytes, 0
+        values = self._narrower.tensors() if self._narrower else map(self._plain, self.slots)
+        for slot, tensor in zip(self.slots, values, strict=True):
             assert tuple(tensor.shape) == slot.shape
             yield tensor
             done += slot.num_bytes
             report("weights", done, total)
 
     @property
+    def slots(self) -> list[Slot]:
+        return [slot for stack in self.stacks for slot in stack]
+
+    @property
     def num_bytes(self) -> int:
-        return sum(slot.num_bytes for stack in self.stacks for slot in stack)
+        return sum(slot.num_bytes for slot in self.slots)
 
     @property
     def quality(self) -> Quality | None:

@@ -72,8 +72,7 @@ def _write_weights(folder: Folder, contents: Contents, tp: int, report: Report) 
     sharding = Sharding(contents.config, tp)
     stacks = [fused([slot.cut(sharding) for slot in stack]) for stack in contents.stacks]
     files = [SafetensorsFile(folder, weights_name(rank), stacks) for rank in range(tp)]
-    slots = [slot for stack in contents.stacks for slot in stack]
-    for slot, tensor in zip(slots, contents.tensors(report), strict=True):
+    for slot, tensor in zip(contents.slots, contents.tensors(report), strict=True):
         for rank, file in enumerate(files):
             file.add(sharding.part(slot.name, tensor, rank))
     for file in files:

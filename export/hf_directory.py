@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -39,10 +40,12 @@ def export_huggingface(source: Source, target: Path, options: ExportOptions, rep
 
 
 def _write_weights(folder: Folder, contents: Contents, report: Report) -> None:
-    shards = _shards([slot for stack in contents.stacks for slot in stack])
+    shards = _shards(contents.slots)
     extras = _extra_slots(contents)
-    total = len(shards) + bool(extras)
-    tensors = contents.tensors(report)
+    if extras:
+        shards.append(extras)
+    tensors = chain(contents.tensors(report), _extras(contents))
+    total = len(shards)
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors" if total == 1 else f"model-{number:05}-of-{total:05}.safetensors"
@@ -51,17 +54,9 @@ def _write_weights(folder: Folder, contents: Contents, report: Report) -> None:
             file.add(next(tensors))
             places[slot.name] = name
         file.close()
-    for _ in tensors:
-        raise AssertionError("a tensor without a slot")
-    if extras:
-        name = f"model-{total:05}-of-{total:05}.safetensors"
-        file = SafetensorsFile(folder, name, extras)
-        for tensor in _extras(contents):
-            file.add(tensor)
-        file.close()
-        places |= {slot.name: name for slot in extras}
+    assert next(tensors, None) is None
     if total > 1:
-        size = contents.num_bytes + sum(slot.num_bytes for slot in extras)
+        size = sum(slot.num_bytes for shard in shards for slot in shard)
         index = {"metadata": {"total_size": size}, "weight_map": places}
         folder.write_json("model.safetensors.index.json", index)
 
@@ -94,7 +89,6 @@ def _extras(contents: Contents) -> Iterator[Tensor]:
 
 
 def _packed(contents: Contents) -> Iterator[tuple[str, tuple[int, int]]]:
-    for stack in contents.stacks:
-        for slot in stack:
-            if slot.name.endswith(".weight_packed"):
-                yield slot.name.removesuffix(".weight_packed"), (slot.shape[0], slot.shape[1] * 8)
+    for slot in contents.slots:
+        if slot.name.endswith(".weight_packed"):
+            yield slot.name.removesuffix(".weight_packed"), (slot.shape[0], slot.shape[1] * 8)

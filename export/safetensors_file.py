@@ -31,12 +31,10 @@ class SafetensorsFile:
         self._file.write(struct.pack("<Q", len(text)) + text)
         self._left = end
 
-    def add(self, tensor: Tensor) -> int:
-        """Gives the bytes written."""
+    def add(self, tensor: Tensor) -> None:
         content = tensor.detach().contiguous().view(torch.uint8).numpy()
         self._file.write(content.reshape(-1).data)
         self._left -= tensor.nbytes
-        return tensor.nbytes
 
     def close(self) -> None:
         assert self._left == 0

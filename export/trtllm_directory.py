@@ -86,14 +86,10 @@ class _Ranks:
         ]
 
     def write(self, report: Report) -> None:
-        tensors = self._contents.tensors(report)
-        for stack in self._contents.stacks:
-            for slot in stack:
-                tensor = next(tensors)
-                for rank in range(self._tp):
-                    file = self._files[self._stage(slot) * self._tp + rank]
-                    file.add(self._sharding.part(slot.name, tensor, rank))
-        assert next(tensors, None) is None
+        for slot, tensor in zip(self._contents.slots, self._contents.tensors(report), strict=True):
+            for rank in range(self._tp):
+                file = self._files[self._stage(slot) * self._tp + rank]
+                file.add(self._sharding.part(slot.name, tensor, rank))
         for file in self._files:
             file.close()
 

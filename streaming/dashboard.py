@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from ..runtime.engines.dynamic import DynamicEngine
 from ..runtime.layout import CACHED, FREE, Layout, Seated
 from .access.door import OWN_KEY
 from .principal import Principal
 from .pulse import Pulse
-
-if TYPE_CHECKING:
-    from ..runtime.engines.dynamic import DynamicEngine
 
 MAX_CELLS = 1536
 LEAVING_PAGE, CACHED_PAGE, FREE_PAGE = -1, -2, -3

@@ -23,7 +23,7 @@ from .access.door import FOREIGN, Door, Visit, is_preflight
 from .access.keys import RELOAD_S
 from .http import http_response
 from .logs import request_id
-from .protocols.errors import Refusal, Refused, refusal
+from .protocols.errors import Refusal, Refused, refusal, server_error
 
 REVOKED = 1008
 CLOSE_S = 5.0
@@ -73,7 +73,8 @@ class Guard:
         if scope["type"] == "websocket":
             return self._door.quotas.connected(visit.principal.key)
         if self._num_requests >= self._max_requests:
-            raise Refused(_busy(f"{self._max_requests} requests are open, the most that may be"))
+            message = f"{self._max_requests} requests are open, the most that may be"
+            raise Refused(server_error(message, code="server_busy", status=503, retry_after_s=1.0))
         self._num_requests += 1
         return self._placed()
 
@@ -137,13 +138,11 @@ def _signing(send: Send, name: str, visit: Visit) -> Send:
 
 async def _refuse(refused: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     """A handshake is refused with a status where the server can: browsers and SDKs see no other reason."""
-    if scope["type"] == "http":
-        await http_response(refused)(scope, receive, send)
-    elif "websocket.http.response" in scope.get("extensions", {}):
+    if scope["type"] == "websocket":
         await receive()
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
         await http_response(refused)(scope, receive, send)
     else:
-        await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": refused.code})
 
 
@@ -155,7 +154,3 @@ def _preflight(scope: Scope) -> Response:
         "access-control-max-age": PREFLIGHT_S,
     }
     return Response(status_code=204, headers=allowed)
-
-
-def _busy(message: str) -> Refusal:
-    return Refusal(status=503, type="server_error", message=message, code="server_busy", retry_after_s=1.0)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..runtime.observer import Observer
+from ..runtime.response import Response
 from .access.quotas import Quotas
 from .logs import log_usage, request_id
 from .metrics import Metrics
 from .principal import Principal
-
-if TYPE_CHECKING:
-    from ..runtime.response import Response
 
 
 class _Account:

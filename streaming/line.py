@@ -62,6 +62,7 @@ class Line:
 
     @property
     def lags(self) -> bool:
+        """Whether a frame would wait behind others."""
         return not self.has_room
 
     async def send_frame(self, payload: bytes) -> None:

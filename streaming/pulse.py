@@ -10,12 +10,10 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from ..runtime.response import Response
+from ..runtime.response import Response
 
 KEEP_S = 300
 MAX_SAMPLES = 1024

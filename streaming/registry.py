@@ -23,7 +23,7 @@ from ..runtime.intake import Prompt
 from ..runtime.response import Response
 from .entry import Entry
 from .principal import Principal
-from .protocols.errors import Refusal, Refused, invalid, refusal
+from .protocols.errors import Refusal, Refused, invalid, refusal, server_error
 from .protocols.generate import Generate
 from .protocols.responses import Facts
 
@@ -219,4 +219,4 @@ def _messages(prompt: Prompt) -> tuple[Message, ...]:
     return messages if len(messages) == len(prompt) else ()
 
 
-_ENDED = Refusal(status=503, type="server_error", message="the server is stopping", code="engine_closed")
+_ENDED = server_error("the server is stopping", code="engine_closed", status=503)

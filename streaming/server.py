@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ..runtime.engines.dynamic import DynamicEngine
 from ..runtime.errors import InvalidField, JitneyError
 from .access.door import Door
 from .chat_socket import ChatSocket
@@ -39,9 +40,6 @@ from .routes.tickets import TicketOffice
 from .routes.tokenizing import Tokenizing
 from .service import Service
 from .websocket import ResponsesSocket
-
-if TYPE_CHECKING:
-    from ..runtime.engines.dynamic import DynamicEngine
 
 
 def create_app(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
 from ..runtime.backend import Backend
+from ..runtime.engines.dynamic import DynamicEngine
 from ..runtime.errors import EngineClosed, InvalidField, RequestError
+from ..runtime.response import Response
 from .access.quotas import Quotas, granted_s
 from .ledger import Ledger
 from .metrics import Metrics
@@ -20,10 +22,6 @@ from .principal import ANONYMOUS, Principal
 from .protocols.errors import refusal
 from .protocols.generate import Generate
 from .registry import Registry
-
-if TYPE_CHECKING:
-    from ..runtime.engines.dynamic import DynamicEngine
-    from ..runtime.response import Response
 
 STOP_S = 1.0
 """How long clients may take to read that their answers were cancelled."""

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import socket
 from asyncio.transports import BaseTransport
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.config import Config
@@ -31,33 +31,8 @@ READ_BYTES = 8 * 2**10
 """Read at a time: at worst some 1,300 frames, which take 5 ms to parse."""
 
 
-class FrameSender(Protocol):
-    """Sends text frames of UTF-8 bytes, after accept."""
-
-    async def send_frame(self, payload: bytes) -> None:
-        """Waits while the client lags; raises `WebSocketDisconnect` once the socket is closed."""
-        ...
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a frame may be sent without waiting, by `put_frame`."""
-        ...
-
-    def put_frame(self, payload: bytes) -> None: ...
-
-    @property
-    def lags(self) -> bool:
-        """Whether a frame would wait behind others."""
-        ...
-
-
-def frame_sender(websocket: WebSocket) -> FrameSender:
-    fast: dict[str, FrameSender] | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-    return _PlainSender(websocket) if fast is None else fast["sender"]
-
-
-class _PlainSender:
-    """Over plain ASGI, where sending is waiting."""
+class PlainSender:
+    """Over plain ASGI, where sending is waiting; else as `Line`."""
 
     has_room = False
 
@@ -80,6 +55,15 @@ class _PlainSender:
 
     def put_frame(self, payload: bytes) -> None:
         raise AssertionError("there was no room")
+
+
+FrameSender = Line | PlainSender
+"""Sends text frames of UTF-8 bytes, after accept."""
+
+
+def frame_sender(websocket: WebSocket) -> FrameSender:
+    fast: dict[str, Line] | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    return PlainSender(websocket) if fast is None else fast["sender"]
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):

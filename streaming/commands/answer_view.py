@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -15,24 +14,13 @@ CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 """Characters with which an answer could steer the terminal; new lines and tabs are not among them."""
 
 
-class AnswerView(Protocol):
-    def write(self, text: str) -> None: ...
-
-    def end(self) -> None:
-        """The answer is over, or broken off."""
-        ...
-
-
-def answer_view() -> AnswerView:
-    return RichAnswer(Console(highlight=False)) if sys.stdout.isatty() else PlainAnswer()
-
-
 class PlainAnswer:
     def write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     def end(self) -> None:
+        """The answer is over, or broken off."""
         self.write("\n")
 
 
@@ -63,6 +51,13 @@ class RichAnswer:
         self._live.stop()
         if self._open.strip():
             self._console.print(_drawn(self._open))
+
+
+AnswerView = PlainAnswer | RichAnswer
+
+
+def answer_view() -> AnswerView:
+    return RichAnswer(Console(highlight=False)) if sys.stdout.isatty() else PlainAnswer()
 
 
 def _drawn(text: str) -> Markdown:

@@ -11,21 +11,20 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from ...runtime.errors import ContextLengthExceeded, GenerationFailed, InvalidField, JitneyError, RequestError
+from ...runtime.events import Event
+from ...runtime.params import SamplingParams
 from ...runtime.process import num_cores
 from .answer_view import AnswerView, answer_view
 from .engine_options import EngineOptions
 from .opening import opened, stderr
 from .options import DEFAULT_MODEL, Model, Scripted, is_default, with_options
 from .remote import Talker, remote
-
-if TYPE_CHECKING:
-    from ...runtime import Event, SamplingParams
 
 LOCAL = (*EngineOptions.__struct_fields__, "scripted")
 """Options that say how a model of one's own is run."""
@@ -54,8 +53,6 @@ def chat(
     engine: EngineOptions,
 ) -> None:
     """Talk to a model in the terminal. Piped, it answers each line of its input, greedily."""
-    from ...runtime import SamplingParams
-
     if url is not None and not all(is_default(ctx, name) for name in LOCAL):
         raise InvalidField(
             "--url", f"none of {', '.join('--' + name.replace('_', '-') for name in LOCAL)} beside it", url

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 
+from ...runtime.config import EngineConfig
 from .options import num_bytes
-
-if TYPE_CHECKING:
-    from ...runtime import EngineConfig
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +48,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def config(self, **settings: Any) -> EngineConfig:
         """With the settings that a command has beside these. Raises `InvalidField`."""
-        from ...runtime import EngineConfig
-
         return EngineConfig(**self.settings(), **settings)
 
     def settings(self, load_format: str = "auto") -> dict[str, Any]:

@@ -17,7 +17,9 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...runtime.config import EngineConfig
 from ...runtime.errors import EngineDied, InvalidField, RequestError
+from ...runtime.params import SamplingParams
 from ...runtime.process import num_cores
 from .engine_options import EngineOptions
 from .jsonl import Done, read_request, requests, take_up
@@ -25,8 +27,7 @@ from .opening import opened, stderr
 from .options import DEFAULT_MODEL, MaxRows, ModelOption, Scripted, with_options
 
 if TYPE_CHECKING:
-    from ...runtime import DynamicEngine, EngineConfig, SamplingParams
-
+    from ...runtime import DynamicEngine
 
 MAX_ROWS = 256
 """The most that an engine has by default."""

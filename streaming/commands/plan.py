@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ...runtime.config import EngineConfig
 from ...runtime.errors import InvalidField
 from .benches.shapes import RandomShape, Subject
 from .options import DEFAULT_MODEL, Dtype, Model, num_bytes
@@ -46,7 +47,6 @@ def plan(
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures there too.")] = None,
 ) -> None:
     """Size an engine for a card: bytes by purpose, and how many tokens its pages hold. Reads only headers."""
-    from ...runtime.config import EngineConfig
     from ...runtime.cuda.plan import plan_device
     from ...runtime.engines.abstract import resolve
     from ...runtime.weights.checkpoint import Checkpoint

@@ -9,20 +9,18 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 
+from ...runtime.config import EngineConfig
 from ...runtime.errors import EngineDied, InvalidField, JitneyError
 from ..logs import set_up
 from .engine_options import EngineOptions
 from .opening import loading, stderr
 from .options import DEFAULT_MODEL, MaxRows, Model, Scripted, Threads, num_bytes, with_options
 from .settings import read_settings, shown
-
-if TYPE_CHECKING:
-    from ...runtime import EngineConfig
 
 logger = logging.getLogger("jitney.streaming")
 

@@ -60,6 +60,15 @@ def invalid(message: str, *, code: str, param: str | None = None, status: int = 
     return Refusal(status=status, type="invalid_request_error", message=message, code=code, param=param)
 
 
+def server_error(
+    message: str, *, code: str = "server_error", status: int = 500, retry_after_s: float | None = None
+) -> Refusal:
+    """A refusal that blames the server."""
+    return Refusal(
+        status=status, type="server_error", message=message, code=code, retry_after_s=retry_after_s
+    )
+
+
 class Refused(RequestError):
     """A refusal with a code of the wire's own."""
 
@@ -83,13 +92,11 @@ def refusal(exc: Exception) -> Refusal:
         )
     if isinstance(exc, EngineError):
         code = "engine_died" if isinstance(exc, EngineDied) else "engine_closed"
-        return Refusal(status=503, type="server_error", message=str(exc), code=code, retry_after_s=1.0)
+        return server_error(str(exc), code=code, status=503, retry_after_s=1.0)
     if isinstance(exc, GenerationFailed):
-        return Refusal(status=500, type="server_error", message=str(exc), code="server_error")
+        return server_error(str(exc))
     logger.error("a request failed", exc_info=exc)
-    return Refusal(
-        status=500, type="server_error", message="the server failed; see its log", code="server_error"
-    )
+    return server_error("the server failed; see its log")
 
 
 def failure(event: Event) -> Refusal | None:
@@ -101,6 +108,5 @@ def failure(event: Event) -> Refusal | None:
         message = event.error or "the deadline passed before the answer was complete"
         return Refusal(status=504, type="timeout_error", message=message, code="deadline_exceeded")
     if event.finish_reason == "error" or event.error is not None:
-        message = event.error or "the generation failed"
-        return Refusal(status=500, type="server_error", message=message, code="server_error")
+        return server_error(event.error or "the generation failed")
     return None

@@ -5,16 +5,12 @@ A process that is not live should be restarted; one that is not ready should get
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ..http import json_reply
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..service import Service
 
 RETRY = {"retry-after": "1"}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import anyio.to_thread
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -16,9 +14,7 @@ from starlette.routing import Route
 
 from ..access.door import METRICS_PATH, Door
 from ..guard import Guard
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..service import Service
 
 MAX_READERS = 16
 
