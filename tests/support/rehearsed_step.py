@@ -66,7 +66,7 @@ def main(quantize: Literal["fp8"] | None) -> None:
 
     with torch.inference_mode(), patch.object(linear, "default_choice", noted):
         launched = rehearsed(lambda: passes(step))
-    timed = {task.key for task in tasks(model, 8 if quantize else 16)}
+    timed = {task.key for task in tasks(model, quantize or "bf16")}
     others = [function.fn.__name__ for function, key in launched if (function, key) not in kernels._variants]
     untimed = [key for key in layers - timed if int(key.split("-m")[1].split("-")[0]) <= MAX_SKINNY_ROWS]
     told = {"rehearsed": len(kernels._variants), "others": others, "layers": len(layers), "untimed": untimed}
