@@ -45,10 +45,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     generation: GenerationDefaults
     stripped: tuple[Removed, ...] = ()
 
-    def backend(self) -> Backend:
-        """The source as an engine serves it. Raises `ModelError` where its tokenizer is missing or does not fit."""
+    def definition(self) -> TokenizerDefinition:
+        """Raises `ModelError` where there is no tokenizer."""
         if self.tokenizer is None:
             raise ModelError(
                 f"{self.path}: the checkpoint has no tokenizer; name a directory that has one (tokenizer)"
             )
-        return Checkpoint(self.name, self.config, self.weights, self.tokenizer, lambda _: self.generation)
+        return self.tokenizer
+
+    def backend(self) -> Backend:
+        """The source as an engine serves it. Raises `ModelError` where its tokenizer is missing or does not fit."""
+        return Checkpoint(self.name, self.config, self.weights, self.definition(), lambda _: self.generation)

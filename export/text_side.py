@@ -6,18 +6,13 @@ from typing import Any
 
 import msgspec
 
-from ..runtime.errors import ModelError
 from .folder import Folder
 from .source import Source
 
 
 def write_text_side(folder: Folder, source: Source) -> None:
     """Raises `ModelError` where the source has no tokenizer."""
-    definition = source.tokenizer
-    if definition is None:
-        raise ModelError(
-            f"{source.path}: the checkpoint has no tokenizer; name a directory that has one (tokenizer)"
-        )
+    definition = source.definition()
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

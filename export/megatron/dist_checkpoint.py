@@ -4,6 +4,7 @@ where in the `.distcp` files; each chunk is a file of its own as `torch.save` wr
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class _Table:
         self.path = directory / ".metadata"
         self._directory = directory
         self._sizes: dict[str, int] = {}
+        self._bytes = Counter[str]()
         try:
             size = self.path.stat().st_size
             if size > MAX_PICKLE_BYTES:
@@ -74,6 +76,8 @@ class _Table:
             fields = fields_of(PickleReader(self.path.read_bytes(), builder, None).read())
             self.entries = _entries(fields.get("state_dict_metadata"))
             self._places = dict(map(self._place, fields_of(fields.get("storage_data")).items()))
+            for (name, _), (_, _, length) in self._places.items():
+                self._bytes[name] += length
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error}") from error
         except ValueError as error:  # refused, or a name that the system does not take
@@ -101,11 +105,7 @@ class _Table:
         return (name, offsets), (self._directory / file, start, length)
 
     def stored_bytes(self, name: str) -> int:
-        if not hasattr(self, "_bytes"):
-            self._bytes: dict[str, int] = {}
-            for (owner, _), (_, _, length) in self._places.items():
-                self._bytes[owner] = self._bytes.get(owner, 0) + length
-        return self._bytes.get(name, 0)
+        return self._bytes[name]
 
     def object(self, name: str) -> Any:
         place = self._places.get((name, None))

@@ -64,9 +64,6 @@ class PickleReader:
         self._at += count
         return self._data[start : self._at]
 
-    def _skip(self, count: int) -> None:
-        self._take(count)
-
     def _scalar(self, layout: struct.Struct) -> Any:
         try:
             (value,) = layout.unpack_from(self._data, self._at)
@@ -113,9 +110,6 @@ class PickleReader:
         if not self._stack:
             raise Refused(f"the stack is empty at byte {self._at}")
         self._stack.pop()
-
-    def _drop_to_mark(self) -> None:
-        self._marked()
 
     def _marked(self) -> list[Any]:
         """What was pushed since the last mark, which is taken off too."""
@@ -210,7 +204,7 @@ def _key(key: Any) -> Any:
     return key
 
 
-Verb = Callable[[PickleReader], None]
+Verb = Callable[[PickleReader], object]
 
 
 def _push(value: Callable[[PickleReader], Any]) -> Verb:
@@ -221,25 +215,17 @@ def _push_text(size: struct.Struct, encoding: str = "utf-8") -> Verb:
     return lambda reader: reader._push(_text(reader._sized(size), encoding))
 
 
-def _push_bytes(size: struct.Struct) -> Verb:
-    return lambda reader: reader._push(reader._sized(size))
-
-
-def _push_number(layout: struct.Struct) -> Verb:
-    return lambda reader: reader._push(reader._scalar(layout))
-
-
 _STOP = ord(".")
 _VERBS: dict[int, Verb] = {
     0x80: lambda reader: reader._protocol(),
-    0x95: lambda reader: reader._skip(8),  # a frame's length
+    0x95: lambda reader: reader._take(8),  # a frame's length
     ord("N"): _push(lambda _: None),
     0x88: _push(lambda _: True),
     0x89: _push(lambda _: False),
-    ord("K"): _push_number(_U8),
-    ord("M"): _push_number(_U16),
-    ord("J"): _push_number(_I32),
-    ord("G"): _push_number(_F64),
+    ord("K"): _push(lambda reader: reader._scalar(_U8)),
+    ord("M"): _push(lambda reader: reader._scalar(_U16)),
+    ord("J"): _push(lambda reader: reader._scalar(_I32)),
+    ord("G"): _push(lambda reader: reader._scalar(_F64)),
     0x8A: _push(lambda reader: reader._integer(_U8)),
     0x8B: _push(lambda reader: reader._integer(_I32)),
     0x8C: _push_text(_U8),
@@ -247,10 +233,10 @@ _VERBS: dict[int, Verb] = {
     0x8D: _push_text(_U64),
     ord("U"): _push_text(_U8, "latin-1"),
     ord("T"): _push_text(_I32, "latin-1"),
-    ord("C"): _push_bytes(_U8),
-    ord("B"): _push_bytes(_U32),
-    0x8E: _push_bytes(_U64),
-    0x96: _push_bytes(_U64),
+    ord("C"): _push(lambda reader: reader._sized(_U8)),
+    ord("B"): _push(lambda reader: reader._sized(_U32)),
+    0x8E: _push(lambda reader: reader._sized(_U64)),
+    0x96: _push(lambda reader: reader._sized(_U64)),
     ord("]"): _push(lambda _: []),
     ord("}"): _push(lambda _: {}),
     0x8F: _push(lambda _: set()),
@@ -267,7 +253,7 @@ _VERBS: dict[int, Verb] = {
     0x90: lambda reader: reader._add(reader._marked()),
     ord("("): _push(lambda _: _MARK),
     ord("0"): lambda reader: reader._drop(),
-    ord("1"): lambda reader: reader._drop_to_mark(),
+    ord("1"): lambda reader: reader._marked(),
     ord("2"): _push(lambda reader: reader._top()),
     ord("h"): lambda reader: reader._get(reader._scalar(_U8)),
     ord("j"): lambda reader: reader._get(reader._scalar(_U32)),

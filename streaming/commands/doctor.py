@@ -52,7 +52,7 @@ def findings(machine: Machine) -> Iterator[Finding]:
     path, reason = machine.jitney_cache
     kept = "converted models and choices of kernels"
     told = f"{path}" if reason is None else f"{reason}; {kept} are not kept; set JITNEY_CACHE"
-    yield Finding("ok" if reason is None else "note", "cache", told)
+    yield _ok_or_note(reason is None, "cache", told)
 
 
 def _on_card(machine: Machine, card: Card) -> Iterator[Finding]:
@@ -71,11 +71,8 @@ def _on_card(machine: Machine, card: Card) -> Iterator[Finding]:
     has_fp8 = card.capability >= FP8_CAPABILITY
     told = f"compiled on {machine.num_cores} threads at the first start; at none of an engine with {card.kernels}"
     yield Finding("ok", "kernels", f"{told} (jitney export --kernels)")
-    yield Finding(
-        "ok" if has_fp8 else "note",
-        "fp8",
-        "--quantize fp8 and --kv-dtype fp8" if has_fp8 else f"needs 8.9 or newer, this is {capability}",
-    )
+    told = "--quantize fp8 and --kv-dtype fp8" if has_fp8 else f"needs 8.9 or newer, this is {capability}"
+    yield _ok_or_note(has_fp8, "fp8", told)
     yield from _compiling(machine)
 
 
@@ -101,8 +98,12 @@ def _on_cpu(machine: Machine) -> Iterator[Finding]:
     yield Finding("ok", "memory", f"{machine.free_bytes / GIB:.1f} GiB free")
     reason = machine.without_own_kernels
     told = "compute the whole step, in bfloat16 and int8" if reason is None else f"torch computes: {reason}"
-    yield Finding("ok" if reason is None else "note", "own kernels", told)
+    yield _ok_or_note(reason is None, "own kernels", told)
     computed = "bfloat16, by oneDNN" if machine.has_bfloat16 else "float32: oneDNN has no bfloat16 here"
-    yield Finding("ok" if machine.has_bfloat16 else "note", "linear layers", computed)
+    yield _ok_or_note(machine.has_bfloat16, "linear layers", computed)
     served = "--quantize int8" if machine.has_int8 else "needs oneDNN and a CPU with VNNI"
-    yield Finding("ok" if machine.has_int8 else "note", "int8", served)
+    yield _ok_or_note(machine.has_int8, "int8", served)
+
+
+def _ok_or_note(is_ok: bool, what: str, told: str) -> Finding:
+    return Finding("ok" if is_ok else "note", what, told)

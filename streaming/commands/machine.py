@@ -56,12 +56,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 def this_machine() -> Machine:
     from ...runtime.weights.cache import cache_root
 
-    torch_version, triton_version = _version("torch"), _version("triton")
+    torch_version, triton_version = installed("torch"), installed("triton")
     own = os.environ.get("CC")
     compiler = next(filter(None, map(shutil.which, (own,) if own else COMPILERS)), None)
     triton_cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
     machine = Machine(
-        jitney=_version("jitney") or "a checkout",
+        jitney=installed("jitney") or "a checkout",
         torch=torch_version,
         triton=triton_version,
         num_cores=num_cores(),
@@ -129,7 +129,8 @@ def unwritable(directory: Path) -> str | None:
         return f"{directory}: {error.strerror or error}"
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Its version; None where it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

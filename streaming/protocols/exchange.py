@@ -71,7 +71,7 @@ class Exchange(ABC):
         if self.delivery.credit is not None:
             raise RequestError("jitney.credit: belongs to the WebSocket", field="jitney.credit")
         self._include_usage = envelope.include_usage()
-        self._usage = Usage()
+        self._usages: list[Usage] = []
         self._failure: Refusal | None = None
         self.answers = [Answer() for _ in range(self.n * len(generates))]
 
@@ -82,7 +82,7 @@ class Exchange(ABC):
     def feed(self, which: int, event: Event) -> bytes:
         """An event of `generates[which]`."""
         if event.kind == "done":
-            self._add(event.usage or Usage())
+            self._usages.append(event.usage or Usage())
         self._failure = failure(event) or self._failure
         if event.kind == "done" or (event.finish_reason is not None and event.finish_reason not in FINISH):
             return b""
@@ -136,20 +136,14 @@ class Exchange(ABC):
         usage = {"usage": None} if self._include_usage else {}
         return b"".join(_framed({**head, "choices": [choice], **usage}) for choice in choices)
 
-    def _add(self, usage: Usage) -> None:
-        self._usage = Usage(
-            prompt_tokens=self._usage.prompt_tokens + usage.prompt_tokens,
-            completion_tokens=self._usage.completion_tokens + usage.completion_tokens,
-            cached_tokens=self._usage.cached_tokens + usage.cached_tokens,
-        )
-
     def _usage_object(self) -> dict[str, Any]:
-        usage = self._usage
+        prompt = sum(usage.prompt_tokens for usage in self._usages)
+        completion = sum(usage.completion_tokens for usage in self._usages)
         return {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in self._usages)},
         }
 
 

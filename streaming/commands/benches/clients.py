@@ -13,6 +13,7 @@ import msgspec
 from ....runtime.errors import JitneyError
 from .client_process import GO, READY, ClientJob, Seen
 from .load import Timed
+from .process import last_line
 from .report import percentile
 
 POINTS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -80,8 +81,7 @@ def _seen(process: subprocess.Popen[bytes]) -> Seen:
 
 
 def _last_words(process: subprocess.Popen[bytes]) -> str:
-    lines = _pipe(process.stderr).read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "a client ended without a word"
+    return last_line(_pipe(process.stderr).read()) or "a client ended without a word"
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -25,9 +25,13 @@ def run_alone(module: str, job: Any, result: type[Result], what: str) -> Result:
             [sys.executable, "-m", module], input=msgspec.json.encode(job), capture_output=True
         )
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise JitneyError(lines[-1] if lines else f"{what}: ended with status {done.returncode}")
+        raise JitneyError(last_line(done.stderr) or f"{what}: ended with status {done.returncode}")
     return msgspec.json.decode(done.stdout, type=result)
+
+
+def last_line(said: bytes) -> str:
+    """Of what a process wrote on standard error; empty where it wrote nothing."""
+    return "".join(said.decode(errors="replace").strip().splitlines()[-1:])
 
 
 def answer(job: type[Job], measure: Callable[[Job], Any], what: Callable[[Job], str]) -> None:

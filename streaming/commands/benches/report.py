@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ....runtime.errors import JitneyError
 from ....runtime.process import num_cores
+from ..machine import installed
 
 PACKAGES = ("jitney", "torch", "triton", "tokenspeed-fa3", "transformers", "vllm")
 
@@ -27,21 +28,13 @@ FILE_WIDTH = 140
 
 def machine() -> dict[str, Any]:
     """Where it was measured, by which command, with what installed."""
+    found = {name: installed(name) for name in PACKAGES}
+    versions = {name: version for name, version in found.items() if version is not None}
     return {
         "command": shlex.join(["jitney", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | versions,
         "machine": {"cores": num_cores(), "system": platform.platform(), "processor": platform.machine()},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device_name() -> str:
