@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from ...runtime.errors import JitneyError
@@ -22,12 +22,10 @@ class Remote:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def stream(self, messages: list[dict[str, Any]], params: SamplingParams) -> AsyncGenerator[Event]:
+    def stream(self, messages: list[dict[str, Any]], params: SamplingParams) -> AsyncGenerator[Event]:
         wishes = {"temperature": params.temperature, "max_output_tokens": params.max_tokens}
         fields = {name: value for name, value in wishes.items() if value is not None}
-        async with aclosing(self._client.stream(messages, **fields)) as events:
-            async for event in events:
-                yield event
+        return self._client.stream(messages, **fields)
 
 
 @asynccontextmanager
