@@ -87,9 +87,7 @@ class Sequence:
                 return given[:count], "stop_token"
         return given[:room], "length" if len(given) >= room else None
 
-    def take_prompt_scores(
-        self, start: int, scores: tuple[TokenLogprobs | None, ...]
-    ) -> tuple[TokenLogprobs | None, ...]:
+    def take_prompt_scores(self, start: int, scores: PromptScores) -> PromptScores:
         """The part of a chunk's scores that was not reported before a preemption."""
         if not self.wants_prompt_scores:
             return ()
