@@ -28,6 +28,7 @@ _SECONDS = expecting("a positive number of seconds", lambda value: is_number(val
 _LABEL = expecting("text of up to 256 characters", lambda value: is_text(value, 0, 256))
 _NAME = expecting("text of 1 to 256 characters", lambda value: is_text(value, 1, 256))
 _OPTIONS = expecting("a map of names to values", lambda value: isinstance(value, dict))
+_ID_FIELDS = ("allowed_token_ids", "bad_token_ids", "stop_token_ids", "logprob_token_ids", "logit_bias")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,20 +151,12 @@ class Intake:
 
     def _check_ids(self, params: SamplingParams) -> None:
         size = self._backend.vocab_size
-        for field in (
-            "allowed_token_ids",
-            "bad_token_ids",
-            "stop_token_ids",
-            "logprob_token_ids",
-            "logit_bias",
-        ):
-            for token in getattr(params, field) or ():
+        named = {field: getattr(params, field) or () for field in _ID_FIELDS}
+        named["bad_token_sequences"] = [max(sequence) for sequence in params.bad_token_sequences or ()]
+        for field, tokens in named.items():
+            for token in tokens:
                 if token >= size:
                     raise InvalidField(field, f"token ids from 0 to {size - 1}", token)
-        for sequence in params.bad_token_sequences or ():
-            if max(sequence) >= size:
-                expected = f"token ids from 0 to {size - 1}"
-                raise InvalidField("bad_token_sequences", expected, max(sequence))
 
     def _sampling(self, params: SamplingParams, bad: tuple[tuple[int, ...], ...]) -> RowSampling:
         model = self._backend.defaults
