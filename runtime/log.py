@@ -18,16 +18,18 @@ from .events import Event
 
 Take = Callable[[Event], bool]
 """Called within `append`, so it must return at once. False: it is not taken, and whoever waits is to be woken."""
+Waiting = tuple[asyncio.Future[None], Take | None]
 
 
 class Log:
     """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
 
-    __slots__ = ("_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
+    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._readers: list[tuple[asyncio.Future[None], Take | None]] = []
+        self._readers: list[Waiting] = []
+        self._ends: list[Waiting] = []
         self.is_sealed = False
         self.num_discarded = 0
         self.num_bytes = 0
@@ -52,22 +54,10 @@ class Log:
             self.num_bytes += _scores_bytes(event)
         self.is_sealed = event.kind == "done"
         if self._readers:
-            self._tell(event)
+            _tell(self._readers, event)
+        if self.is_sealed:
+            _tell(self._ends, event)
         return True
-
-    def _tell(self, event: Event) -> None:
-        """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair, and one
-        that leaves as it takes is told nothing."""
-        for waiter, take in self._readers:
-            if waiter.done():
-                continue
-            try:
-                is_taken = take is not None and take(event)
-                if not is_taken and not waiter.done():
-                    waiter.set_result(None)
-            except Exception as error:
-                if not waiter.done():
-                    waiter.set_exception(error)
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""
@@ -87,17 +77,37 @@ class Log:
                 await self.news()
 
     async def wait_sealed(self) -> None:
+        """Costs an entry nothing until the last."""
         if not self.is_sealed:
-            await self.news(lambda event: not self.is_sealed)
+            await _told(self._ends, None)
 
     async def news(self, take: Take | None = None) -> None:
         """Waits for the next entry that `take` does not take. Raises what `take` does."""
-        reader = asyncio.get_running_loop().create_future(), take
-        self._readers.append(reader)
+        await _told(self._readers, take)
+
+
+async def _told(waiting: list[Waiting], take: Take | None) -> None:
+    reader = asyncio.get_running_loop().create_future(), take
+    waiting.append(reader)
+    try:
+        await reader[0]
+    finally:
+        waiting.remove(reader)
+
+
+def _tell(waiting: list[Waiting], event: Event) -> None:
+    """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair, and one
+    that leaves as it takes is told nothing."""
+    for waiter, take in waiting:
+        if waiter.done():
+            continue
         try:
-            await reader[0]
-        finally:
-            self._readers.remove(reader)
+            is_taken = take is not None and take(event)
+            if not is_taken and not waiter.done():
+                waiter.set_result(None)
+        except Exception as error:
+            if not waiter.done():
+                waiter.set_exception(error)
 
 
 def _scores_bytes(event: Event) -> int:

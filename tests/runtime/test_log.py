@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 
 import pytest
 
@@ -182,6 +183,41 @@ async def test_waiting_for_the_seal() -> None:
     log.append(done(3))
     await waiting
     await log.wait_sealed()
+
+
+async def test_waiting_for_the_seal_costs_an_entry_nothing() -> None:
+    def num_calls(log: Log) -> int:
+        calls: list[str] = []
+        sys.setprofile(lambda frame, kind, _: calls.append(kind) if kind == "call" else None)
+        try:
+            log.append(delta(2))
+        finally:
+            sys.setprofile(None)
+        return len(calls)
+
+    alone, waited_for = filled(delta(1)), filled(delta(1))
+    waiting = asyncio.create_task(waited_for.wait_sealed())
+    await asyncio.sleep(0)
+    assert num_calls(waited_for) == num_calls(alone)
+    waited_for.append(done(3))
+    await waiting
+
+
+async def test_who_follows_is_told_of_the_end_before_who_waits_for_it() -> None:
+    log, told = filled(delta(1)), []
+
+    async def wait() -> None:
+        await log.wait_sealed()
+        told.append("sealed")
+
+    async def follow() -> None:
+        told.extend([event.kind async for event in log.follow(1)])
+
+    tasks = [asyncio.create_task(wait()), asyncio.create_task(follow())]
+    await asyncio.sleep(0)
+    log.append(done(2))
+    await asyncio.gather(*tasks)
+    assert told == ["done", "sealed"]
 
 
 async def test_an_entry_that_is_taken_wakes_nobody() -> None:
