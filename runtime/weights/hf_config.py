@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import msgspec
@@ -85,7 +85,7 @@ class Settings:
 
     def positive(self, field: str, *default: float) -> float:
         value = self.fields.get(field, *default)
-        if not is_number(value) or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value <= sys.float_info.max:
             raise self.error(field, "a positive number", value)
         return float(value)
 

@@ -96,9 +96,11 @@ class SafetensorsWeights(Listed[Place]):
         return self.known(name)
 
 
-def _files(directory: Path) -> list[Path]:
-    if directory.suffix == ".safetensors":
-        return [directory]
+def _files(source: Path) -> list[Path]:
+    return _shards(source) if source.is_dir() else [source]
+
+
+def _shards(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.is_file():

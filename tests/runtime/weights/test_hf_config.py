@@ -138,6 +138,8 @@ def test_stored_dtype(field: str) -> None:
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_attention_heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "rope_scaling.factor"),
         ({"hidden_act": "mish"}, "hidden_act"),
         ({"hidden_act": ["silu"]}, "hidden_act"),
         ({"torch_dtype": "int8"}, "torch_dtype"),

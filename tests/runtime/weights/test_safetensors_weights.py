@@ -107,3 +107,10 @@ def test_a_name_that_is_not_there(tmp_path: Path) -> None:
     written(tmp_path / "model.safetensors", {"w": ENTRY})
     with pytest.raises(ModelError, match="the tensor v is missing"):
         SafetensorsWeights(tmp_path).get("v")
+
+
+def test_a_directory_may_be_named_like_a_file(tmp_path: Path) -> None:
+    directory = tmp_path / "model.safetensors"
+    directory.mkdir()
+    written(directory / "model.safetensors", {"w": ENTRY})
+    assert SafetensorsWeights(directory).names() == ["w"]
