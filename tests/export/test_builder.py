@@ -85,7 +85,8 @@ def test_another_value_is_refused_by_name(name: str, value: Any, tmp_path: Path)
         ("quantize", "int2"),
         ("made_up", 1),
     ]
-    + [("tensor_parallel_size", 0), ("max_input_len", True), ("config", object())],
+    + [("tensor_parallel_size", 0), ("max_input_len", True), ("config", object())]
+    + [("max_kl", "small"), ("max_kl", True), ("max_kl", -1.0), ("accept_quality", 1)],
 )
 def test_nonsense_is_refused_by_name(name: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidField, match="tp" if name == "tensor_parallel_size" else name):
