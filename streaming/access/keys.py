@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ...runtime.checks import check_fields, expecting, integer
+from ...runtime.checks import check_fields, expecting, integer, is_number
 from ...runtime.errors import InvalidField, JitneyError
 
 RELOAD_S = 0.5
@@ -28,7 +28,7 @@ MAX_SECRET_CHARS = 512
 logger = logging.getLogger("jitney.streaming")
 
 
-_POSITIVE = expecting("a positive number", lambda value: value > 0)
+_POSITIVE = expecting("a positive number", lambda value: is_number(value) and value > 0)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -79,6 +79,13 @@ def test_a_bad_file_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
     assert "keys.toml" in str(refused.value)
 
 
+@pytest.mark.parametrize("field", ["concurrency", "tokens_per_minute", "connections", "longest_deadline_s"])
+@pytest.mark.parametrize("value", ["4", True, 0, -1.5, float("nan"), [3]])
+def test_a_limit_that_is_no_positive_number_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidField, match=f"{field}: expected a positive number"):
+        Key(name="a", sha256="0" * 64, **{field: value})
+
+
 def test_a_digest_in_an_error_is_not_shown() -> None:
     with pytest.raises(InvalidField) as refused:
         Key(name="a", sha256="secret by mistake")
