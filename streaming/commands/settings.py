@@ -50,7 +50,7 @@ def shown(ctx: typer.Context) -> str:
     changed = {
         name: "***" if name in SECRETS else value
         for name, value in ctx.params.items()
-        if value is not None and value != defaults.get(name) and value != []
+        if value is not None and value != defaults.get(name) and value not in ([], ())
     }
     return " ".join(f"{name}={value}" for name, value in changed.items())
 

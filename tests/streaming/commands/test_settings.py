@@ -115,6 +115,7 @@ def test_secrets_are_not_shown(
     result = jitney("serve", "--config", file('metrics-key = "hunter3"\nport = 5\n'))
     assert served["api_key"] == "hunter2" and served["metrics_key"] == "hunter3"
     assert "api_key=***" in caplog.text and "metrics_key=***" in caplog.text and "port=5" in caplog.text
+    assert "allow_" not in caplog.text, "what was left as it is"
     wrong = jitney("serve", "--config", file('api-key = ["hunter4"]'))
     assert wrong.exit_code == 2
     assert "hunter" not in caplog.text + result.output + wrong.output + wrong.stderr
