@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 from ..backend import GenerationDefaults
+from ..checks import is_integer, is_number
 from ..errors import ModelError
 
 _RANGES = {
@@ -28,8 +28,8 @@ def generation_defaults(source: str, settings: dict[str, Any], *more_end_ids: An
         value = settings.get(field)
         if value is None:
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high or (field == "top_k" and not isinstance(value, int)):
+        number = is_integer(value) if field == "top_k" else is_number(value)
+        if not number or not low <= value <= high:
             raise ModelError(f"{source}: {field}: expected a number from {low} to {high}, found {value!r}")
         found[field] = value
     end_ids = _ids(source, [settings.get("eos_token_id"), *more_end_ids])
@@ -41,6 +41,6 @@ def _ids(source: str, groups: Iterable[Any]) -> Iterable[int]:
         for value in group if isinstance(group, list) else [group]:
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_integer(value) or value < 0:
                 raise ModelError(f"{source}: eos_token_id: expected token ids, found {value!r}")
             yield value

@@ -25,14 +25,17 @@ def hf_quantization(source: str, fields: dict[str, Any]) -> Narrowing | None:
     path = f"{source}: quantization_config"
     if not isinstance(given, dict) or given.get("quant_method") != "compressed-tensors":
         raise ModelError(f"{path}: expected quant_method 'compressed-tensors'; others are not served")
-    if given.get("format") not in FORMATS:
+    if str(given.get("format")) not in FORMATS:
         served = ", ".join(FORMATS)
         raise ModelError(f"{path}.format: {str(given.get('format'))[:60]!r} is not served; served: {served}")
     narrowing, kind, bits = FORMATS[given["format"]]
     groups = given.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         raise ModelError(f"{path}.config_groups: expected one group for all linear layers")
-    weights = next(iter(groups.values())).get("weights") or {}
+    group = next(iter(groups.values()))
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise ModelError(f"{path}.config_groups.weights: expected an object, found {str(weights)[:60]!r}")
     wanted = {"type": kind, "num_bits": bits, "symmetric": True, "dynamic": False}
     for field, value in wanted.items():
         if weights.get(field) != value:

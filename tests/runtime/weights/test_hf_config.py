@@ -90,6 +90,7 @@ def test_layer_types(family: str) -> None:
     assert parsed(family, **fields).sliding_layers == (False, True)
 
 
+QUANTIZED = {"quant_method": "compressed-tensors", "format": "int-quantized"}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -154,6 +155,9 @@ def test_stored_dtype(field: str) -> None:
         ({"rope_theta": 0}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"quantization_config": QUANTIZED | {"format": ["x"]}}, "quantization_config.format"),
+        ({"quantization_config": QUANTIZED | {"config_groups": {"a": []}}}, "config_groups.weights"),
+        ({"quantization_config": QUANTIZED | {"config_groups": {"a": {"weights": [1]}}}}, "groups.weights"),
         (
             {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "layer_types": ["x"]},
             "layer_types",

@@ -91,7 +91,14 @@ def test_generation_config(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": "hot"}, {"top_p": 2}, {"top_k": 0.5}, {"eos_token_id": -1}, {"eos_token_id": [9999]}],
+    [
+        {"temperature": "hot"},
+        {"temperature": 10**400},
+        {"top_p": 2},
+        {"top_k": 0.5},
+        {"eos_token_id": -1},
+        {"eos_token_id": [9999]},
+    ],
 )
 def test_a_wrong_generation_config_is_named(directory: Path, fields: dict[str, Any]) -> None:
     edit(directory / "generation_config.json", **fields)
