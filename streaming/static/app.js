@@ -15,6 +15,7 @@ const client = new ChatClient({
   onState: (state) => ($("state").textContent = STATES[state]),
 });
 const running = new Map(); // by chat id: what is being answered
+const resuming = new Set(); // chat ids: whether they have an answer is being asked
 const errors = new Map(); // by chat id: what went wrong last
 let views = new Map(); // by message id, of the conversation shown
 let chat = store.create();
@@ -98,19 +99,22 @@ function partOf(message, type) {
   return part ?? message.parts.at(-1);
 }
 
-/** Take up an answer that was open when the page was left, or that another tab has asked for. */
+/** Take up an answer that was open when the page was left, or that another tab has asked for. That tab may write the
+ * conversation anew meanwhile: the answer goes into what is shown then. */
 async function resume(asked) {
-  const last = asked.messages.at(-1);
-  if (!last || running.has(asked.id) || (last.role === "assistant" && !last.metadata?.isOpen)) return;
-  try {
-    const answer = await client.resume(asked.id);
-    const isNews = answer && !asked.messages.slice(0, -1).some((message) => message.id === answer.messageId);
-    if (isNews && !running.has(asked.id)) return await follow(asked, answer, false);
-  } catch (error) {
-    errors.set(asked.id, error.message);
-  }
-  if (last.role === "assistant" && last.metadata?.isOpen) last.metadata = { end: "lost" };
-  refresh(asked);
+  const { id } = asked;
+  const isOpen = (last) => last && (last.role !== "assistant" || last.metadata?.isOpen);
+  if (!isOpen(asked.messages.at(-1)) || running.has(id) || resuming.has(id)) return;
+  resuming.add(id);
+  const answer = await client.resume(id).catch((error) => void errors.set(id, error.message));
+  resuming.delete(id);
+  if (running.has(id)) return;
+  const latest = chat.id === id ? chat : asked;
+  const isNews = answer && !latest.messages.slice(0, -1).some((message) => message.id === answer.messageId);
+  if (isNews) return follow(latest, answer, false);
+  const last = latest.messages.at(-1);
+  if (last?.role === "assistant" && last.metadata?.isOpen) last.metadata = { end: "lost" };
+  refresh(latest);
 }
 
 function describe({ state, queuePosition, promptTokensDone, promptTokens }) {

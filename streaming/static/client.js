@@ -19,7 +19,7 @@
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 8000;
 const MAX_FIRST_ATTEMPTS = 5;
-const SILENCE_MS = 30_000; // the server speaks every few seconds while an answer is open // the server speaks at least every few seconds while an answer is open
+const SILENCE_MS = 30_000; // the server speaks at least every few seconds while an answer is open
 const FINAL_CODES = [1002, 1003, 1007, 1008, 1009, 1010];
 
 export class ChatError extends Error {

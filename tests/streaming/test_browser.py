@@ -44,6 +44,7 @@ SCENARIOS = (
         "reload",
         "closed",
         "tabs",
+        "rewritten",
         "cut",
         "lost",
         "edit",

@@ -107,6 +107,40 @@ const scenarios = {
     await counts(other, ".message", 4);
   },
 
+  async rewritten(page, context) {
+    await page.goto(url);
+    await hold(0.4);
+    await ask(page, "long");
+    await spoken(page, 20);
+    const other = await context.newPage();
+    await other.addInitScript(() => {
+      const send = WebSocket.prototype.send;
+      window.held = [];
+      WebSocket.prototype.send = function (frame) {
+        window.held.push(() => send.call(this, frame));
+      };
+      window.release = () => {
+        WebSocket.prototype.send = send;
+        for (const say of window.held) say();
+      };
+    });
+    await other.goto(page.url());
+    await other.waitForFunction(() => window.held.length > 0);
+    for (const title of ["once", "twice"]) {
+      await page.evaluate((title) => {
+        const [key] = Object.keys(localStorage).filter((key) => key.startsWith("jitney.chat."));
+        localStorage.setItem(key, JSON.stringify({ ...JSON.parse(localStorage.getItem(key)), title }));
+      }, title);
+      await becomes(other, "#title", title);
+    }
+    await other.evaluate(() => window.release());
+    await hold(0.4);
+    await spoken(other, 60);
+    await hold(Infinity);
+    await Promise.all([idle(page), idle(other)]);
+    await Promise.all([says(page, LONG), says(other, LONG)]);
+  },
+
   async cut(page) {
     const wire = await cuttable();
     await page.goto(wire.url);
@@ -425,7 +459,7 @@ try {
   await scenarios[name](page, context);
   assert.deepEqual(complaints, []);
 } catch (error) {
-  console.error(await page.locator("body").innerText().catch(() => ""));
+  for (const open of context.pages()) console.error(await open.locator("body").innerText().catch(() => ""));
   throw error;
 } finally {
   await browser.close();
