@@ -116,6 +116,8 @@ const scenarios = {
     await other.addInitScript(() => {
       const send = WebSocket.prototype.send;
       window.held = [];
+      window.rewrites = 0;
+      addEventListener("storage", () => window.rewrites++);
       WebSocket.prototype.send = function (frame) {
         window.held.push(() => send.call(this, frame));
       };
@@ -126,12 +128,12 @@ const scenarios = {
     });
     await other.goto(page.url());
     await other.waitForFunction(() => window.held.length > 0);
-    for (const title of ["once", "twice"]) {
-      await page.evaluate((title) => {
+    for (const updatedAt of [1, 2]) {
+      await page.evaluate((updatedAt) => {
         const [key] = Object.keys(localStorage).filter((key) => key.startsWith("jitney.chat."));
-        localStorage.setItem(key, JSON.stringify({ ...JSON.parse(localStorage.getItem(key)), title }));
-      }, title);
-      await becomes(other, "#title", title);
+        localStorage.setItem(key, JSON.stringify({ ...JSON.parse(localStorage.getItem(key)), updatedAt }));
+      }, updatedAt);
+      await other.waitForFunction((updatedAt) => window.rewrites >= updatedAt, updatedAt);
     }
     await other.evaluate(() => window.release());
     await hold(0.4);
