@@ -34,6 +34,9 @@ Answer = bytes | Refusal | None
 
 
 BODY_S = 60.0
+LINGER_BYTES = 64 * 2**20
+"""Of a body that is too large are read and thrown away: a client that sends to the end before it listens then hears the
+refusal and not a reset."""
 
 
 class Endpoint:
@@ -152,16 +155,19 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:
-    """The request's body, or the refusal of one that is too large or too slow, without reading it to its end."""
+    """The request's body, or the refusal of one that is too large or too slow."""
     chunks: list[bytes] = []
     size = 0
-    with anyio.move_on_after(BODY_S):
+    with anyio.move_on_after(BODY_S) as limit:
         async for chunk in request.stream():
-            chunks.append(chunk)
             size += len(chunk)
-            if size > max_bytes:
-                message = f"the body exceeds {max_bytes} bytes"
-                return invalid(message, code="request_too_large", status=413)
+            if size <= max_bytes:
+                chunks.append(chunk)
+            elif size > max_bytes + LINGER_BYTES:
+                break
+    if size > max_bytes:
+        return invalid(f"the body exceeds {max_bytes} bytes", code="request_too_large", status=413)
+    if not limit.cancelled_caught:
         return b"".join(chunks)
     return invalid(f"the body did not come within {BODY_S:g} s", code="request_timeout", status=408)
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import threading
+import urllib.error
+import urllib.request
 from typing import Any
 
 import httpx
@@ -62,7 +64,24 @@ async def test_errors_have_openais_shape(serving: Any) -> None:
         await served.until_idle()
 
 
-async def test_a_body_without_a_length_is_limited_too(serving: Any) -> None:
+async def test_who_sends_all_before_listening_hears_that_it_is_too_much(serving: Any) -> None:
+    def send(url: str) -> int:
+        asked = urllib.request.Request(f"{url}{CHAT}", b" " * 20_000_000)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                assert json.load(error)["error"]["code"] == "request_too_large"
+                return error.code
+
+    async with serving(max_body_bytes=5000) as served:
+        assert await asyncio.to_thread(send, served.url) == 413
+
+
+async def test_a_body_without_a_length_is_limited_too(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jitney.streaming.http.LINGER_BYTES", 20_000)
+
     async def endless() -> Any:
         while True:
             yield b" " * 1000
