@@ -45,7 +45,8 @@ class Watched:
         part, forward = self._run(*args), self.step._forward
         rows = [row for row, _ in part.rows]
         seeds = [self.step._seats[slot].sampling.seed for _, slot in part.rows]
-        positions, logits = forward._gathered.draw_positions, forward._ops._buffers["logits"]  # type: ignore[attr-defined]
+        positions = forward._gathered.draw_positions
+        logits = forward._ops._buffers["logits"]  # type: ignore[attr-defined]  # on a card they are KernelOps
         self._seen.append((seeds, positions[rows], logits[rows]))
         return part
 
