@@ -41,7 +41,7 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `encode` and `encode_chat` may be called from any one thread at a time, and release
+    """Text to token ids and back. `encode` and `encode_chat` may be called from several threads at once, and release
     the interpreter lock on long input; the others are cheap enough for the event loop."""
 
     vocab_size: int

@@ -1,6 +1,7 @@
 """The edge: a prompt and parameters in, a `Generate` out, or one clear refusal. Nothing behind it validates again.
 
-Tokenising runs on a thread of its own, one request at a time, so a long prompt never holds the loop.
+Tokenising runs on threads of its own, so a long prompt never holds the loop, nor, where there are cores for several,
+the prompts behind it.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Intake:
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, options: Options
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-        """Ids of the prompt, and of every spelling of the bad words: one visit to the tokenizer's thread."""
+        """Ids of the prompt, and of every spelling of the bad words: one visit to a tokenizer's thread."""
         ids = self._encode(prompt, options.template_options, options.add_bos)
         spellings = map(self._tokenizer.word_sequences, params.bad_words or ())
         return ids, tuple(sequence for sequences in spellings for sequence in sequences)
@@ -127,7 +128,7 @@ class Intake:
         return tuple(prompt)
 
     def _check_size(self, prompt: Any) -> None:
-        """Refuse what cannot fit before it is tokenised: that takes seconds, and others wait for their turn."""
+        """Refuse what cannot fit before it is tokenised: that takes seconds, and others may wait for their turn."""
         size = _num_chars(prompt)
         if size > self._context_length * self._tokenizer.longest_token:
             raise ContextLengthExceeded(

@@ -12,7 +12,6 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..worker import Worker
 from .abstract import AbstractEngine, resolve
 from .answers import answer_all, checked, checked_config, each_prompt
 from .home import HomeLoop
+from .tokenizing import Tokenizing
 
 WATCH_S = 1.0  # between the watchdog's looks at the worker's heartbeat
 CLOSE_S = 10.0  # for a step that does not return, before its thread is left behind
@@ -89,7 +89,7 @@ class DynamicEngine(AbstractEngine):
         self._watchdog: asyncio.TimerHandle | None = None
         self._inbox = Inbox()
         self._portions = Portions(self._loop, self._receive)
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="jitney-tokenizer")
+        self._tokenizing = Tokenizing()
         if self.config.tune_process:
             switch_interval.acquire()
         try:
@@ -139,7 +139,7 @@ class DynamicEngine(AbstractEngine):
             if self._worker is not None:
                 await self._join(self._worker)
         finally:
-            await self._home.dismiss(self._tokenizing, CLOSE_S)
+            await self._tokenizing.end(CLOSE_S)
             if self.config.tune_process:
                 switch_interval.release()
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Coroutine
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from ..errors import EngineClosed
 
-logger = logging.getLogger("jitney")
 T = TypeVar("T")
 
 
@@ -39,19 +36,6 @@ class HomeLoop:
             if task is None or task.cancelling():
                 raise
             raise EngineClosed("the loop that the engine was started on has ended") from None
-
-    async def dismiss(self, executor: Executor, patience_s: float) -> None:
-        """Let a thread finish what it has, a model being looked up for one, without holding the loop."""
-        has_ended = True
-        try:
-            async with asyncio.timeout(patience_s):
-                await asyncio.get_running_loop().run_in_executor(executor, int)
-        except TimeoutError:
-            logger.error("the model is still being opened; its thread is left behind")
-            has_ended = False
-        except RuntimeError:
-            pass  # the interpreter is on its way out, and takes no more jobs
-        executor.shutdown(wait=has_ended)
 
     async def iterate(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """Advance a generator at home, an item at a time, and close it there when the reader here leaves."""

@@ -19,6 +19,9 @@ _ALWAYS = {"special": True, "single_word": False, "normalized": False}
 """A control token of the template's is one wherever it stands: what is missed would be encoded by its secret name."""
 
 
+_MARKED = re.compile(r"e|z(\d+)z")
+
+
 class _AddedToken(msgspec.Struct):
     id: int
     content: str
@@ -77,13 +80,19 @@ class SecretSpelling:
     def seal(self, rendered: str, mark: str) -> str:
         """The template's control tokens under their secret names; what was marked as it was written."""
         sealed = self._control.sub(lambda found: self._secret(self._ids[found[0]]), rendered)
-        return re.sub(
-            mark + r"(?:e|z(\d+)z)", lambda found: self.spelled[int(found[1])] if found[1] else "", sealed
-        )
+        before, *marked = sealed.split(mark)
+        return before + "".join([self._unmarked(text, mark) for text in marked])
 
     def reveal(self, text: str) -> str:
         """Decoded text with the public spellings."""
         return re.sub(self._key + r"z(\d+)z", lambda found: self.spelled[int(found[1])], text)
+
+    def _unmarked(self, text: str, mark: str) -> str:
+        """What came after a mark."""
+        found = _MARKED.match(text)
+        if found is None:
+            return mark + text
+        return (self.spelled[int(found[1])] if found[1] else "") + text[found.end() :]
 
     def _renamed(self, token: str) -> str:
         return self._secret(self._ids[token]) if token in self._ids else token

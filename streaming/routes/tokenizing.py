@@ -1,4 +1,4 @@
-"""`POST /v1/tokenize` and `/v1/detokenize`. Both run on the engine's tokenizer thread, and only so many wait for it."""
+"""`POST /v1/tokenize` and `/v1/detokenize`. They run on the engine's tokenizer threads, and only so many wait."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -41,22 +42,22 @@ class Load(msgspec.Struct, frozen=True):
     vocab_size: int
     limits: Limits
 
-    def run(self, url: str, transport: str, name: str, lengths: Lengths) -> Served:
-        """Split over processes, which begin together."""
-        count = max(1, min(MOST_PROCESSES, num_cores(), self.clients, len(lengths)))
+    def run(self, url: str, transport: str, name: str, lengths: Lengths, seed: int) -> Served:
+        """Split over processes, which begin together; each draws its prompts from a seed of its own, `seed` on."""
+        processes = max(1, min(MOST_PROCESSES, num_cores(), self.clients, len(lengths)))
         jobs = [
             ClientJob(
                 url=url,
                 model=name,
                 transport="ws" if transport == "ws" else "sse",
                 lanes=self.lanes,
-                concurrency=len(range(number, self.clients, count)),
-                lengths=lengths[number::count],
+                concurrency=len(range(number, self.clients, processes)),
+                lengths=lengths[number::processes],
                 vocab_size=self.vocab_size,
-                seed=number,
-                rate=None if self.rate is None else self.rate / count,
+                seed=seed + number,
+                rate=None if self.rate is None else self.rate / processes,
             )
-            for number in range(count)
+            for number in range(processes)
         ]
         return served(run_clients(jobs), self.limits)
 
@@ -130,15 +131,16 @@ def serve(
 def _measured(
     server: AbstractContextManager[str], load: Load, transports: list[str], who: str, name: str
 ) -> dict[str, Served]:
-    """By server and transport, after a warm-up of the same kind."""
+    """By server and transport, after a warm-up of the same kind. No prompt comes twice: it would be cached."""
     found: dict[str, Served] = {}
+    seeds = count(step=MOST_PROCESSES)
     stderr().print(f"Starting {who} …")
     with server as url:
         for transport in transports:
             with stderr().status(f"Measuring {who} over {transport} …"):
                 warm = msgspec.structs.replace(load, rate=None)
-                warm.run(url, transport, name, load.lengths[: max(WARM_UP, load.clients)])
-                found[f"{who}, {transport}"] = load.run(url, transport, name, load.lengths)
+                warm.run(url, transport, name, load.lengths[: max(WARM_UP, load.clients)], next(seeds))
+                found[f"{who}, {transport}"] = load.run(url, transport, name, load.lengths, next(seeds))
     return found
 
 

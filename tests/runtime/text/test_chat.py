@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from jitney.runtime.errors import InvalidField, RequestError
 from jitney.runtime.text.definition import TokenizerDefinition
+from jitney.runtime.text.secret_spelling import SecretSpelling
 from jitney.runtime.text.tokenizer import ModelTokenizer
 
 PARTS = """{%- for message in messages -%}
@@ -191,3 +193,14 @@ def test_without_a_template(byte_level_pair: Any) -> None:
     with pytest.raises(RequestError, match="no chat template") as refused:
         byte_level_pair.build(chat_template=None).encode_chat(user("a"))
     assert refused.value.field == "messages"
+
+
+def test_marks_are_taken_out_whatever_a_template_made_of_them() -> None:
+    spec = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 7, "content": "<s>", "special": True}]}
+    spelling = SecretSpelling(spec)
+    mark, draw = spelling.mark(), random.Random(0)
+    pieces = ["a", "e", "z7z", "z", mark, mark + "e", mark + "z7z", mark[:9], mark + "z7"]
+    for _ in range(300):
+        text = "".join(draw.choices(pieces, k=6))
+        want = re.sub(mark + r"(?:e|z(\d+)z)", lambda found: "<s>" if found[1] else "", text)
+        assert spelling.seal(text, mark) == want

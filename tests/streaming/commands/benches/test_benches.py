@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typer.testing import CliRunner, Result
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.weights.locate import open_backend
 from jitney.streaming.cli import app
-from jitney.streaming.commands.benches import lists, report, shapes
-from jitney.streaming.commands.benches.client_process import Seen
+from jitney.streaming.commands.benches import lists, report, serve, shapes
+from jitney.streaming.commands.benches.client_process import ClientJob, Seen
 from jitney.streaming.commands.benches.clients import Limits, served
 from jitney.streaming.commands.benches.device import covered
 from jitney.streaming.commands.benches.load import Timed
@@ -127,6 +128,16 @@ def test_an_open_loop(jitney: Jitney, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert json.loads(path.read_text())["served"]["jitney, ws"]["num_tokens"] == 12
+
+
+def test_no_prompt_of_a_server_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[ClientJob] = []
+    saw = Seen(0.0, 1.0, 0.1, [Timed(0.1, 0.1, 2, [0.1])])
+    monkeypatch.setattr(serve, "run_clients", lambda asked: jobs.extend(asked) or [saw])
+    load = serve.Load(20, [(16, 2)] * 64, 1, None, 1000, Limits(1.0, 1.0))
+    serve._measured(nullcontext("http://nowhere"), load, ["ws", "sse"], "jitney", "m")
+    prompts = [tuple(prompt) for job in jobs for prompt in lists.drawn(job.lengths, job.vocab_size, job.seed)]
+    assert len(prompts) == 2 * (20 + 64) and len(set(prompts)) == len(prompts)
 
 
 def test_what_clients_saw_is_summed_up() -> None:
