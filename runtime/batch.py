@@ -124,8 +124,8 @@ class Capacity(msgspec.Struct, frozen=True):
     out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
     gives at most `tokens_per_launch` tokens a launch. `max_batch_tokens` bounds a launch, decodes included, though
     every decoding row always runs; while rows decode, chunks take at most `mixed_tokens`, so that those keep their
-    pace. `token_buckets`, ascending: prompt tokens of a launch that cost no more than they are; what lies between two
-    costs as much as the larger."""
+    pace. `chunk_sizes`, ascending: numbers of decoding rows, and for each the prompt tokens, ascending, that cost no
+    more than they are beside so many; what lies between two numbers costs as much as the larger."""
 
     num_pages: int
     page_size: int
@@ -134,7 +134,11 @@ class Capacity(msgspec.Struct, frozen=True):
     tokens_per_launch: int = 1
     max_batch_tokens: int = 512
     mixed_tokens: int = 512
-    token_buckets: tuple[int, ...] = ()
+    chunk_sizes: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def beside(self, decoding: int) -> tuple[int, tuple[int, ...]]:
+        """Of a launch with chunks: the decoding rows that it is paid for, and the sizes that chunks may have in all."""
+        return next((sizes for sizes in self.chunk_sizes if sizes[0] >= decoding), (decoding, ()))
 
 
 class Ticket(Protocol):

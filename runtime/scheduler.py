@@ -23,9 +23,13 @@ from .roster import BY_ORDER, Roster
 from .seating import Seating
 from .sequence import Sequence, choices
 
-DRAIN, CROWD = 32, 8
-"""Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace; unless more
-rows wait than decode, and than a crowd: then the many go first."""
+DRAIN = 32
+"""Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace."""
+CROWD, FEW = 8, 1 / 8
+"""Unless more rows wait than decode, and than so many: then those that wait go first, in launches of any size, until
+they are few beside those that decode."""
+MOST_BESIDE = 64
+"""Beside more decoding rows than these a launch takes a quarter of its most tokens: each of them waits for it."""
 
 Grown = list[tuple[int, tuple[int, ...]]]
 Tokens = abc.Sequence[int]
@@ -52,6 +56,7 @@ class Scheduler:
         self._flight = Flight(capacity.tokens_per_launch)
         self._roster = Roster(capacity, self.seating, self._flight)
         self._received_rows = 0
+        self._is_crowded = False
 
     @property
     def is_idle(self) -> bool:
@@ -119,15 +124,20 @@ class Scheduler:
     def _chunk_budget(self, decoding: int, filling: list[Sequence]) -> int:
         """Prompt tokens of a launch with `decoding` rows that decode and those of `filling`, which do not yet: at least
         a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
-        budget = self._max_tokens - decoding
-        left = sum(len(row.tokens) - row.planned for row in filling)
         waiting = self._roster.waiting
-        if decoding and len(filling) + len(waiting) <= max(decoding, CROWD):
+        left = sum(len(row.tokens) - row.planned for row in filling)
+        num_waiting = len(filling) + len(waiting)
+        stays = self._is_crowded and num_waiting >= max(1, decoding * FEW)
+        self._is_crowded = stays or num_waiting > max(decoding, CROWD)
+        rows, sizes = self.capacity.beside(decoding)
+        budget = self._max_tokens - rows
+        if decoding and not self._is_crowded:
             backlog = left + sum(len(row.tokens) for row in waiting)
             budget = min(budget, max(self._mixed_tokens, backlog // DRAIN))
-        buckets = self.capacity.token_buckets
-        if buckets and budget < buckets[-1] and left > budget:
-            budget = max((bucket for bucket in buckets if bucket <= budget), default=budget)
+        if decoding > MOST_BESIDE:
+            budget = min(budget, max(self._mixed_tokens, self._max_tokens // 4))
+        if left > budget:
+            budget = max((size for size in sizes if size <= budget), default=budget)
         return max(budget, self.capacity.page_size)
 
     def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..kernels.choice import ROW_BUCKETS
 from .forward import Pass
 from .sizes import CHUNK_ROWS, Sizes
 
 TOKEN_BUCKETS = (16, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Prompt tokens of a pass with a graph; more are launched one by one, since the device then has work enough to hide
-that."""
+HALFWAY = (192, 384, 768, 1536, 3072)
+"""Tokens of a pass with chunks and a graph, its decoding rows among them; more are launched one by one, since the
+device then has work enough to hide that. Those halfway have their graphs later."""
 FEW_CHUNKS = 16
 """Chunks of a pass with a graph."""
 MIXED_ROWS = (8, 32, 64, 128, 256, 512)
@@ -22,10 +23,17 @@ class Ladder:
     def __init__(self, sizes: Sizes) -> None:
         self._rows = sizes.row_buckets
         most = self._rows[-1]
-        self._mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
-        self.token_buckets = tuple(tokens for tokens in TOKEN_BUCKETS if tokens <= sizes.prefill_tokens)
+        mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
+        buckets = [tokens for tokens in (*TOKEN_BUCKETS, *HALFWAY) if tokens <= sizes.prefill_tokens]
+        self.chunk_sizes = {rows: _beside(rows, buckets) for rows in mixed}
+        """Prompt tokens of graphs, by rows that decode beside them."""
         self._most_tokens = sizes.prefill_tokens
         self.max_samples = sizes.max_samples
+
+    def offered(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """For `Capacity.chunk_sizes`: those of graphs, and the most that is launched one by one."""
+        for rows, sizes in self.chunk_sizes.items():
+            yield rows, tuple(sorted({*sizes, max(sizes[-1], self._most_tokens - _padded(rows))}))
 
     def size(
         self, num_rows: int, num_tokens: int, num_chunks: int, *, cuts: bool, full: bool, fresh: bool
@@ -33,11 +41,10 @@ class Ladder:
         """The smallest pass that holds a batch."""
         if not num_tokens:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
-        if num_chunks <= FEW_CHUNKS and self.token_buckets and num_tokens <= self.token_buckets[-1]:
-            return Pass(
-                _least(self._mixed, num_rows), _least(self.token_buckets, num_tokens), FEW_CHUNKS, True, full
-            )
-        tokens = min(-(-num_tokens // EAGER_STEP) * EAGER_STEP, self._most_tokens)
+        rows = _least(self.chunk_sizes, num_rows)
+        if num_chunks <= FEW_CHUNKS and num_tokens <= max(self.chunk_sizes[rows], default=0):
+            return Pass(rows, _least(self.chunk_sizes[rows], num_tokens), FEW_CHUNKS, True, full)
+        tokens = min(_padded(num_tokens), self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)
 
     def decoding(self, *, cuts: bool = False, full: bool = False) -> Iterator[Pass]:
@@ -45,10 +52,11 @@ class Ladder:
         for rows in reversed(self._rows):
             yield Pass(rows, 0, 0, cuts or full, full)
 
-    def mixed(self) -> Iterator[Pass]:
+    def mixed(self, *, halfway: bool) -> Iterator[Pass]:
         """Few enough to capture them all: sampled as if some row had cuts."""
-        for tokens in reversed(self.token_buckets):
-            for rows in reversed(self._mixed):
+        sizes = [(tokens, rows) for rows, many in self.chunk_sizes.items() for tokens in many]
+        for tokens, rows in sorted(sizes, reverse=True):
+            if (tokens in HALFWAY or tokens + rows in HALFWAY) == halfway:
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
     def launched(self) -> Iterator[Pass]:
@@ -57,8 +65,8 @@ class Ladder:
             for tokens in (EAGER_STEP, 2 * EAGER_STEP):
                 for fresh in (False, True):
                     yield self.size(rows, tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
-        for rows in self._mixed:
-            yield Pass(rows, self.token_buckets[0], FEW_CHUNKS, True, True)
+        for rows, many in self.chunk_sizes.items():
+            yield Pass(rows, many[0], FEW_CHUNKS, True, True)
 
     def scored(self) -> Iterator[int]:
         """Numbers of a prompt's tokens that are scored at a time, one for each kernel that may compute their logits."""
@@ -66,5 +74,16 @@ class Ladder:
         return (count for count in sorted(counts) if count <= self.max_samples)
 
 
-def _least(buckets: tuple[int, ...], wanted: int) -> int:
+def _beside(rows: int, buckets: list[int]) -> tuple[int, ...]:
+    """What fills a bucket together with the rows, since products are computed in tiles of 128 tokens; and the small
+    buckets themselves, of which the rows would leave less than half."""
+    return tuple(sorted({bucket - rows if bucket >= 2 * rows else bucket for bucket in buckets}))
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // EAGER_STEP) * EAGER_STEP
+
+
+def _least(buckets: Iterable[int], wanted: int) -> int:
+    """Of ascending ones."""
     return next(bucket for bucket in buckets if bucket >= wanted)

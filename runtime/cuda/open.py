@@ -148,7 +148,7 @@ def build_step(
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
         num_pages=sizes.num_pages, page_size=PAGE_TOKENS, max_rows=sizes.max_rows, depth=config.run_ahead,
-        max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed, token_buckets=ladder.token_buckets,
+        max_batch_tokens=sizes.prefill_tokens, mixed_tokens=mixed, chunk_sizes=tuple(ladder.offered()),
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
     if kernels is not None:
@@ -177,7 +177,7 @@ def mixed_tokens(model: ModelConfig, most: int) -> int:
 
 def _needed(ladder: Ladder) -> Iterator[Pass]:
     """What is captured before the engine opens: without these a stream would stutter."""
-    yield from ladder.mixed()
+    yield from ladder.mixed(halfway=False)
     yield from ladder.decoding()
     yield from ladder.decoding(cuts=True)
 
@@ -185,6 +185,7 @@ def _needed(ladder: Ladder) -> Iterator[Pass]:
 def _ladder(ladder: Ladder) -> Iterator[Pass]:
     yield from _needed(ladder)
     yield from ladder.decoding(full=True)
+    yield from ladder.mixed(halfway=True)
 
 
 def _one_of_each(model: ModelConfig, layers: Layers) -> Layers:

@@ -353,7 +353,7 @@ def test_rows_at_their_end_hold_no_prompt_up() -> None:
 
 
 def test_a_cut_prompt_fills_a_bucket_and_the_last_of_it_what_it_needs() -> None:
-    capacity = Capacity(40, 4, 4, max_batch_tokens=15, mixed_tokens=15, token_buckets=(4, 8, 16))
+    capacity = Capacity(40, 4, 4, max_batch_tokens=15, mixed_tokens=15, chunk_sizes=((0, (4, 8, 16)),))
     assert sizes_of_chunks(capacity, request("a", prompt=27, tokens=1)) == [8, 8, 11]
     assert sizes_of_chunks(capacity, request("a", prompt=15, tokens=1)) == [15]
 
@@ -378,6 +378,52 @@ def test_prompts_are_spread_out_unless_more_rows_wait_than_decode(
         made.add(request(f"waits {index}", prompt=20, tokens=1))
     batch = made.plan()
     assert batch is not None and sum(part.count for part in batch.chunks) == chunk
+
+
+def waiting(made: Scheduler, count: int, prompt: int) -> None:
+    for index in range(count):
+        made.add(request(f"waits {index}", prompt=prompt, tokens=200))
+
+
+def chunked(made: Scheduler) -> int:
+    """Prompt tokens of the next launch."""
+    batch = made.plan()
+    assert batch is not None
+    made.commit(outcomes(batch))
+    return sum(part.count for part in batch.chunks)
+
+
+def test_a_crowd_goes_first_until_few_of_it_are_left() -> None:
+    made = Scheduler(Capacity(4000, 4, 60, max_batch_tokens=80, mixed_tokens=8), prefix_cache=False)
+    decoding(made, 16)
+    waiting(made, 17, prompt=20)
+    left, seen = 17, []
+    while left:
+        batch = made.plan()
+        assert batch is not None
+        seen.append((left, len(batch.decodes), sum(part.count for part in batch.chunks)))
+        left -= sum(part.samples for part in batch.chunks)
+        made.commit(outcomes(batch))
+    assert all(chunk == min(80 - rows, 20 * left) for left, rows, chunk in seen if left >= rows / 8)
+    few = [chunk for left, rows, chunk in seen if left < rows / 8]
+    assert len(few) > 1 and max(few) == 8 and seen[0][2] == 64
+
+
+def test_beside_many_rows_a_launch_takes_a_quarter() -> None:
+    made = Scheduler(Capacity(4000, 4, 200, max_batch_tokens=400, mixed_tokens=8), prefix_cache=False)
+    decoding(made, 65)
+    waiting(made, 66, prompt=100)
+    assert chunked(made) == 100
+
+
+def test_chunks_fill_a_bucket_with_the_rows_that_decode() -> None:
+    sizes = ((0, (16, 64)), (8, (16, 56)), (32, (16, 32)))
+    capacity = Capacity(4000, 4, 60, max_batch_tokens=64, mixed_tokens=60, chunk_sizes=sizes)
+    for rows, chunk in ((1, 56), (8, 56), (9, 32), (32, 32)):
+        made = Scheduler(capacity, prefix_cache=False)
+        decoding(made, rows)
+        waiting(made, 1, prompt=100)
+        assert chunked(made) == chunk
 
 
 def test_a_large_backlog_takes_a_32nd_of_itself_a_launch() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jitney.runtime.cuda.forward import Pass
-from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, TOKEN_BUCKETS, Ladder
+from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, HALFWAY, TOKEN_BUCKETS, Ladder
 from jitney.runtime.cuda.sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes, region_words, slot_regions
 
 
@@ -39,23 +39,40 @@ def test_every_batch_has_a_size_that_holds_it(max_rows: int, prefill_tokens: int
 @pytest.mark.parametrize(("max_rows", "prefill_tokens"), EVERY)
 def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_tokens: int) -> None:
     ladder = Ladder(sizes(max_rows, prefill_tokens))
-    recorded = {*ladder.mixed(), *ladder.decoding(), *ladder.decoding(cuts=True), *ladder.decoding(full=True)}
+    recorded = {*ladder.decoding(), *ladder.decoding(cuts=True), *ladder.decoding(full=True)}
+    recorded |= {*ladder.mixed(halfway=False), *ladder.mixed(halfway=True)}
     for rows in range(1, max_rows + 1):
         for cuts, full in ((False, False), (True, False), (False, True), (True, True)):
             size = ladder.size(rows, 0, 0, cuts=cuts, full=full, fresh=False)
             assert size in recorded
-        for tokens in (1, 64, 500, 4096):
-            if tokens <= min(prefill_tokens, TOKEN_BUCKETS[-1]) and tokens <= max(
-                bucket for bucket in TOKEN_BUCKETS if bucket <= prefill_tokens
-            ):
+        padded = min(beside for beside in ladder.chunk_sizes if beside >= rows)
+        for tokens in (1, 64, 500, 3500):
+            if tokens <= ladder.chunk_sizes[padded][-1]:
                 assert asked(ladder, rows, tokens, FEW_CHUNKS) in recorded
+
+
+def test_chunks_and_rows_fill_a_bucket_together_unless_rows_are_most_of_it() -> None:
+    chunk_sizes = Ladder(sizes()).chunk_sizes
+    assert chunk_sizes[0] == tuple(sorted(TOKEN_BUCKETS + HALFWAY))
+    assert chunk_sizes[32] == (16, 32, 96, 160, 224, 352, 480, 736, 992, 1504, 2016, 3040, 4064)
+    offered = dict(Ladder(sizes()).offered())
+    assert offered[0][-1] == 8192 and offered[32] == (*chunk_sizes[32], 8128)
+    assert chunk_sizes[256][:5] == (16, 64, 128, 192, 256) and chunk_sizes[256][-1] == 4096 - 256
+
+
+def test_every_graph_is_made_once_the_halfway_ones_later() -> None:
+    ladder = Ladder(sizes())
+    soon, later = [*ladder.mixed(halfway=False)], [*ladder.mixed(halfway=True)]
+    assert not {*soon} & {*later} and len({*soon, *later}) == sum(map(len, ladder.chunk_sizes.values()))
+    assert {size.tokens for size in soon if not size.rows} == {*TOKEN_BUCKETS}
+    assert {size.tokens for size in later if not size.rows} == {*HALFWAY}
 
 
 def test_it_is_recorded_from_large_to_small() -> None:
     ladder = Ladder(sizes())
     decoding = [size.rows for size in ladder.decoding()]
     assert decoding == sorted(decoding, reverse=True) and decoding[0] == 256 and decoding[-1] == 1
-    mixed = [(size.tokens, size.rows) for size in ladder.mixed()]
+    mixed = [(size.tokens, size.rows) for size in ladder.mixed(halfway=False)]
     assert mixed == sorted(mixed, reverse=True)
 
 
