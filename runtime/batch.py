@@ -161,7 +161,7 @@ class Step(Protocol):
 
     def prepare(self) -> bool:
         """Called while nothing is in flight and nobody waits: do a little of what makes later launches faster. False
-        when there is nothing left to do."""
+        when there is nothing left to do. Raises `DeviceLost` where nothing can be computed any more."""
         ...
 
     def close(self) -> None: ...

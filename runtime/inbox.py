@@ -20,12 +20,12 @@ class Inbox:
     def put(self, command: Command) -> None:
         self._commands.put(command)
 
-    def drain(self, *, wait: bool) -> list[Command]:
-        """Everything that is there; with `wait`, at least one command."""
+    def drain(self, *, wait: bool, patience_s: float | None = None) -> list[Command]:
+        """Everything that is there; with `wait`, at least one command, unless none comes for `patience_s`."""
         drained: list[Command] = []
         try:
             if wait:
-                drained.append(self._commands.get())
+                drained.append(self._commands.get(timeout=patience_s))
             while True:
                 drained.append(self._commands.get_nowait())
         except Empty:

@@ -22,10 +22,25 @@ from collections.abc import Callable
 from .batch import Capacity, Step, Ticket
 from .errors import DeviceLost, JitneyError
 from .inbox import Inbox
-from .messages import Advance, Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
+from .messages import (
+    Advance,
+    Cancel,
+    Command,
+    Generate,
+    Look,
+    News,
+    Opened,
+    Output,
+    Report,
+    Stop,
+    Stopped,
+    Unpin,
+)
 from .scheduler import Scheduler
 
 MAX_FAILURES = 3
+LOOK_S = 5.0
+"""An idle worker comes back to its step this often, so that a device that is lost meanwhile is told of."""
 
 logger = logging.getLogger("jitney")
 
@@ -90,7 +105,10 @@ class Worker:
     def _obey(self, loop: StepLoop) -> bool:
         """Apply what the inbox holds, sleeping while there is nothing to do. False: stop."""
         self.is_busy = not loop.is_idle
-        commands = self._inbox.drain(wait=loop.is_idle and not loop.prepare())
+        rests, commands = True, list[Command]()
+        while rests and not commands:
+            rests = loop.is_idle and not loop.prepare()
+            commands = self._inbox.drain(wait=rests, patience_s=LOOK_S)
         self.heartbeat = self._clock()
         self.is_busy = True
         for command in commands:

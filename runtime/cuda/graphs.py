@@ -26,10 +26,6 @@ class Graphs:
         self._replays: dict[Pass, Replay] = {}
         self._missing = list(sizes)
 
-    @property
-    def num_missing(self) -> int:
-        return len(self._missing)
-
     def run(self, size: Pass) -> None:
         replay = self._replays.get(size)
         if replay is None:

@@ -239,19 +239,19 @@ class CudaStep:
     @torch.inference_mode()
     def prepare(self) -> bool:
         """Record one more pass; called while nothing is in flight. Where there is no memory for more, the passes that
-        are missing are launched one kernel after the other for good."""
-        if not self._graphs.num_missing:
-            return False
+        are missing are launched one kernel after the other for good. A device that is lost shows even if none is
+        missing."""
         try:
             self._settle()
-            self._graphs.record_next()
+            is_recorded = self._graphs.record_next()
             self._settle()
         except Exception as error:
             self._recover(error)
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
             logger.warning("%d passes stay without a graph: %s", 1 + self._graphs.give_up(), error)
-        return True
+            return True
+        return is_recorded
 
     @torch.inference_mode()
     def _settle(self) -> None:

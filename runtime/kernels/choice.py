@@ -14,7 +14,10 @@ import msgspec
 MAX_SKINNY_ROWS = 64
 """Up to here the weight's bytes decide the time, and the products of this folder compete with the library's."""
 
-ROW_BUCKETS = (1, 8, 16, 32, 64)
+MAX_GATED_ROWS = 256
+"""Up to here a product that activates what it has computed beats the library's and a launch for that."""
+
+ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
 Stored = Literal["bf16", "fp8", "int8"]
@@ -137,6 +140,8 @@ def default_choice(task: Task) -> Choice:
         if task.bits == 8:
             return _product(task, 64, 256, stages=4, splits=4 if task.num_rows <= 32 else 2)
         return _resident(task) if _rests(task) else _skinny(task)
+    if task.gated and task.bits == 16 and not task.weight_only and task.num_rows <= MAX_GATED_ROWS:
+        return _gated(task)
     return LIBRARY
 
 
@@ -162,7 +167,7 @@ def candidates(task: Task) -> list[Choice]:
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
     if task.bits == 8 and task.num_rows <= MAX_SKINNY_ROWS:
         found += [_product(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
-    elif default.kind in ("resident", "product"):
+    elif default.kind in ("resident", "product") and task.num_rows <= MAX_SKINNY_ROWS:
         found += [_skinny(task, splits=splits) for splits in (1, 2, 4)]
         found += [_resident(task)] if task.bucket <= 16 else []
     return [choice for choice in dict.fromkeys([*found, LIBRARY]) if choice.fits(task)]
@@ -220,6 +225,16 @@ def _skinny(task: Task, splits: int = 0) -> Choice:
         block_n, stages = 64, 6 if is_deep else 4
         natural, columns = 1 if is_deep or (task.normed and rows == 64) else 2, 512 if is_deep else 256
     return _product(task, block_n, 128, stages, splits or natural, columns)
+
+
+def _gated(task: Task) -> Choice:
+    """One tile of rows, so that the weight is read once."""
+    is_narrow = task.num_outputs <= 4096
+    if task.bucket <= 128:
+        tile = (32, 128, 1, 4, 4) if is_narrow else (64, 64, 1, 8, 6)
+    else:
+        tile = (32, 64, 1, 8, 5) if is_narrow else (64, 64, 1, 8, 4)
+    return Choice("product", *tile, prefetch=256, rows=task.bucket)
 
 
 def _product(task: Task, block_n: int, block_k: int, stages: int, splits: int, prefetch: int = 512) -> Choice:

@@ -4,7 +4,8 @@ The pages of one row and key-value head are a stretch. Stretches are laid end to
 as long as its pages and, where there are more stretches than programs, one more for what a program does before the
 first page. Every program takes an equal length of the whole, whatever the rows' lengths: a long row is shared by many
 programs, a short one is a fraction of one. A program's run may hold several stretches; the first and the last of them
-may be shared with other programs.
+may be shared with other programs. Where rows are of about one length, every program takes as many whole stretches
+instead: that no part is left to be combined is worth about a page.
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ def owner(unit, share, extra):
     return tl.where(unit < in_larger, unit // (share + 1), extra + (unit - in_larger) // tl.maximum(share, 1))
 
 
+@triton.jit
+def beginning(stretch, row_lengths, row_ends, rows_before, KV_HEADS: tl.constexpr):
+    """Where a stretch begins, by its number; the end of all where there is none. `rows_before` counts the rows that
+    are not idle up to each and with it."""
+    row = tl.sum((rows_before * KV_HEADS <= stretch).to(tl.int32), 0)
+    its = tl.arange(0, rows_before.shape[0]) == row
+    left = tl.sum(tl.where(its, rows_before * KV_HEADS - stretch, 0), 0)
+    begins = tl.sum(tl.where(its, row_ends - left * row_lengths, 0), 0)
+    return tl.where(tl.sum(its.to(tl.int32), 0) == 0, tl.max(row_ends, 0), begins)
+
+
 @triton.jit(do_not_specialize=["num_rows", "idle"])
 def decode_plan_kernel(
     slots, positions, plan, num_rows, idle,
@@ -50,6 +62,12 @@ def decode_plan_kernel(
     extra = total % tl.num_programs(0)
     begin = program * share + tl.minimum(program, extra)
     end = begin + share + tl.where(program < extra, 1, 0)
+    rows_before = tl.cumsum((row_lengths > 0).to(tl.int32), 0)
+    each = tl.cdiv(tl.max(rows_before, 0) * KV_HEADS, tl.num_programs(0))
+    is_whole = each * tl.max(row_lengths, 0) <= share + share // 32 + 2
+    if is_whole:
+        begin = beginning(program * each, row_lengths, row_ends, rows_before, KV_HEADS)
+        end = beginning((program + 1) * each, row_lengths, row_ends, rows_before, KV_HEADS)
     entry = plan + program * PLAN_WORDS
     units = 0
     if begin < end:
@@ -81,10 +99,11 @@ def decode_plan_kernel(
         tl.store(entry + 3, slot)
         tl.store(entry + 4, position)
         tl.store(entry + 5, page)
-        tl.store(entry + 6, first)
-        tl.store(entry + 7, owner(stretch + length - 1, share, extra) + 1 - first)
+        tl.store(entry + 6, tl.where(is_whole, program, first))
+        parts = owner(stretch + length - 1, share, extra) + 1 - first
+        tl.store(entry + 7, tl.where(is_whole, 1, parts))
         last_parts = owner(last_stretch + last_length - 1, share, extra) + 1 - program
-        tl.store(entry + 8, tl.where(end - last_stretch > LEAD, last_parts, 1))
+        tl.store(entry + 8, tl.where(is_whole or end - last_stretch <= LEAD, 1, last_parts))
     tl.store(entry, units)
 
 

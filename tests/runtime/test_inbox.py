@@ -25,3 +25,7 @@ def test_a_waiting_drain_wakes_when_something_comes() -> None:
     inbox.put(Stop())
     reader.join(60)
     assert drained == [Stop()]
+
+
+def test_a_drain_with_patience_comes_back_with_nothing() -> None:
+    assert Inbox().drain(wait=True, patience_s=0.001) == []

@@ -12,7 +12,9 @@ import pytest
 from books import check_books
 from spelled import spelled
 
+from jitney.runtime import worker
 from jitney.runtime.batch import Batch, Capacity, Outcomes, RowSampling
+from jitney.runtime.errors import DeviceLost
 from jitney.runtime.inbox import Inbox
 from jitney.runtime.messages import Cancel, Command, Generate, News, Opened, Output, Report, Stop, Stopped
 from jitney.runtime.scheduler import Scheduler
@@ -98,6 +100,23 @@ def test_it_opens_serves_and_stops_once(depth: int) -> None:
     stage.until(finished("nobody"))
     assert stage.stopped == Stopped(None) and stage.step.is_closed
     assert not stage.worker.is_busy or stage.worker.join(0)
+
+
+def test_an_idle_worker_tells_of_a_device_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "LOOK_S", 0.001)
+    stage, lost, looks = Stage(), DeviceLost("gone"), []
+
+    def prepare() -> bool:
+        looks.append(len(looks))
+        if len(looks) > 3:
+            raise lost
+        return False
+
+    monkeypatch.setattr(stage.step, "prepare", prepare)
+    stage.worker.start()
+    stage.until(finished("nobody"))
+    assert stage.stopped == Stopped(lost) and stage.step.is_closed
+    assert stage.worker.step_age_s == 0 and len(looks) == 4
 
 
 def test_what_comes_after_stop_is_never_read() -> None:

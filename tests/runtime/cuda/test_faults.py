@@ -134,3 +134,19 @@ def test_without_memory_for_a_graph_passes_are_launched_without(monkeypatch: pyt
     assert not loop.prepare()
     assert tokens_of(play(loop, job("again"))["again"]) == alone
     step.close()
+
+
+def test_a_device_that_is_lost_while_nothing_is_computed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = opened()
+    while step.prepare():
+        pass
+
+    class Gone:
+        def __int__(self) -> int:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(step._state, "counter", Gone())
+    with pytest.raises(DeviceLost, match="the card failed: CUDA error"):
+        step.prepare()
+    monkeypatch.undo()
+    step.close()

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from jitney.runtime.kernels.choice import MEASURED, Task, default_choice
+from jitney.runtime.kernels.choice import LIBRARY, MEASURED, Task, candidates, default_choice
 
 OUTPUTS = (768, 2048, 32000, 49152, 50257, 57344, 65536, 128256, 151936, 262144)
 INPUTS = (576, 768, 2048, 4096, 8192, 14336)
-ROWS = (1, 8, 16, 17, 32, 48, 64, 65, 1024)
+ROWS = (1, 8, 16, 17, 32, 48, 64, 65, 128, 200, 256, 257, 1024)
 KINDS = [
     {},
     {"normed": True},
@@ -36,3 +36,14 @@ def test_measured_choices_stay_within_the_workspace() -> None:
         task = Task(n, k, int(rows[1:]), 16, added=True)
         assert task.key == key
         assert choice.fits(task)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"), [(64, "product"), (65, "product"), (256, "product"), (257, "library")]
+)
+def test_gates_are_applied_by_the_product_where_that_was_measured_to_be_faster(rows: int, kind: str) -> None:
+    task = Task(8192, 2048, rows, 16, normed=True, gated=True)
+    choice = default_choice(task)
+    assert choice.kind == kind and (kind == "library" or choice.rows >= rows)
+    assert default_choice(task._replace(gated=False, added=True, num_rows=200)) == LIBRARY
+    assert all(each.fits(task) for each in candidates(task)) and LIBRARY in candidates(task)

@@ -71,3 +71,23 @@ def test_a_long_row_is_shared_by_many() -> None:
     _, walked = visits([15] * 11 + [1000], [0] * 12, 8, None)
     loads = Counter(program for program, *_ in walked)
     assert len(loads) == 8 and max(loads.values()) <= 22
+
+
+@pytest.mark.parametrize("slots", [[0] * 32, [0] * 20 + [IDLE] * 3 + [0] * 12, [IDLE] + [0] * 64 + [IDLE]])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_rows_of_one_length_are_not_shared(slots: list[int], spare: int) -> None:
+    stretches = KV_HEADS * sum(slot != IDLE for slot in slots)
+    lengths = [300 + 9 * (row % 2) for row, _ in enumerate(slots)]
+    for programs in (stretches + spare, stretches // 2 + spare):
+        pages, walked = visits(lengths, slots, programs, None)
+        assert len(pages) == sum(
+            KV_HEADS * (length // PAGE + 1)
+            for length, slot in zip(lengths, slots, strict=True)
+            if slot != IDLE
+        )
+        assert all(said == program * 1000 + 1 for program, *_, said in walked)
+
+
+def test_rows_that_would_keep_few_programs_busy_are_shared() -> None:
+    _, walked = visits([300] * 24, [0] * 24, 66, None)
+    assert len({program for program, *_ in walked}) == 66
