@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ..kernels.choice import ROW_BUCKETS
+from ..kernels.choice import MAX_GATED_ROWS, ROW_BUCKETS
 from .forward import Pass
 from .sizes import CHUNK_ROWS, Sizes
 
@@ -62,9 +62,11 @@ class Ladder:
     def launched(self) -> Iterator[Pass]:
         """Of the passes without a graph, small ones of every kind: many prompts, and what adjusts logits."""
         for rows in (0, *self._rows):
-            for tokens in (EAGER_STEP, 2 * EAGER_STEP):
+            for tokens in (EAGER_STEP, 2 * EAGER_STEP, MAX_GATED_ROWS + EAGER_STEP):
                 for fresh in (False, True):
-                    yield self.size(rows, tokens, CHUNK_ROWS, cuts=True, full=False, fresh=fresh)
+                    yield self.size(
+                        rows, min(tokens, self._most_tokens), CHUNK_ROWS, cuts=True, full=False, fresh=fresh
+                    )
         for rows, many in self.chunk_sizes.items():
             yield Pass(rows, many[0], FEW_CHUNKS, True, True)
 

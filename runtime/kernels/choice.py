@@ -15,7 +15,8 @@ MAX_SKINNY_ROWS = 64
 """Up to here the weight's bytes decide the time, and the products of this folder compete with the library's."""
 
 MAX_GATED_ROWS = 256
-"""Up to here a product that activates what it has computed beats the library's and a launch for that."""
+"""Up to here a product that activates what it has computed beats the library's and a launch for that; of large weights
+up to half, since a tile's rows that nobody needs cost more than the launch."""
 
 ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
@@ -137,12 +138,14 @@ def default_choice(task: Task) -> Choice:
     if task.num_rows <= MAX_SKINNY_ROWS:
         if task.bits == 8 and task.num_outputs > 1 << 14:
             return _product(task, 128, 128, stages=4, splits=1)
-        if task.bits == 8:
-            return _product(task, 64, 256, stages=4, splits=4 if task.num_rows <= 32 else 2)
+        if task.bits == 8 or (task.weight_only and not task.gated and task.num_outputs <= 1 << 14):
+            stages = 3 if task.weight_only else 4
+            return _product(task, 64, 256, stages, splits=4 if task.num_rows <= 32 else 2)
         return _resident(task) if _rests(task) else _skinny(task)
-    if task.gated and task.bits == 16 and not task.weight_only and task.num_rows <= MAX_GATED_ROWS:
-        return _gated(task)
-    return LIBRARY
+    if task.weight_only:
+        return _widened(task)
+    most = MAX_GATED_ROWS if task.num_outputs <= 8192 else MAX_GATED_ROWS // 2
+    return _gated(task) if task.gated and task.weight_bits == 16 and task.num_rows <= most else LIBRARY
 
 
 def fixed_choice(task: Task) -> Choice:
@@ -225,6 +228,13 @@ def _skinny(task: Task, splits: int = 0) -> Choice:
         block_n, stages = 64, 6 if is_deep else 4
         natural, columns = 1 if is_deep or (task.normed and rows == 64) else 2, 512 if is_deep else 256
     return _product(task, block_n, 128, stages, splits or natural, columns)
+
+
+def _widened(task: Task) -> Choice:
+    """Many rows of weights in eight bits: a large tile of rows, since every tile widens the weight anew."""
+    is_small = not task.gated and task.num_rows <= 256
+    block_n, warps = 64 if task.gated or is_small else 128, 4 if is_small else 8
+    return Choice("product", block_n, 64, warps=warps, stages=4, prefetch=256, rows=256)
 
 
 def _gated(task: Task) -> Choice:

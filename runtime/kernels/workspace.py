@@ -156,7 +156,7 @@ def spread(rows: int, line_bytes: int) -> Spread:
     combination is what counts, and with many the pages that are in flight."""
     if rows <= FEW_ROWS:
         return Spread(2, 2, early=True) if line_bytes <= 128 else Spread(1, 4, early=True)
-    return Spread(3, 4, 168) if line_bytes <= 128 else Spread(2, 4)
+    return Spread(3, 4, 168, early=rows <= 64) if line_bytes <= 128 else Spread(2, 4)
 
 
 def most_programs(max_rows: int, line_bytes: int, processors: int) -> int:

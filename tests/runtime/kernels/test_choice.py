@@ -46,4 +46,6 @@ def test_gates_are_applied_by_the_product_where_that_was_measured_to_be_faster(r
     choice = default_choice(task)
     assert choice.kind == kind and (kind == "library" or choice.rows >= rows)
     assert default_choice(task._replace(gated=False, added=True, num_rows=200)) == LIBRARY
+    large = task._replace(num_outputs=14336, num_rows=2 * rows)
+    assert default_choice(large).kind == ("product" if rows == 64 else "library")
     assert all(each.fits(task) for each in candidates(task)) and LIBRARY in candidates(task)
