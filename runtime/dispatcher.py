@@ -22,7 +22,7 @@ from .events import FinishReason
 from .inbox import Inbox
 from .layout import Layout
 from .messages import Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
-from .observer import Observer
+from .observer import Gain, Observer
 from .params import SamplingParams
 from .queue import RequestQueue
 from .response import Response
@@ -63,6 +63,7 @@ class Dispatcher:
         self._responses: dict[str, Response] = {}
         self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
         self._sweep: asyncio.TimerHandle | None = None
+        self._gains: list[Gain] = []
         self._num_open = 0
         self._sent_rows = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -129,8 +130,9 @@ class Dispatcher:
             if isinstance(output, Output):
                 self._take(output.id, output.choice, output, now)
                 continue
-            for (response_id, choice), token in zip(output.names, output.tokens, strict=True):
+            for (response_id, choice), token in zip(output.names, zip(output.tokens), strict=True):
                 self._take(response_id, choice, token, now)
+        self._tell()
         self._feed()
 
     def find(self, response_id: str) -> Response | None:
@@ -165,16 +167,17 @@ class Dispatcher:
         self._drop(response_id)
         return True
 
-    def _take(self, response_id: str, choice: int, told: Output | int, now: float) -> None:
+    def _take(self, response_id: str, index: int, told: Output | tuple[int, ...], now: float) -> None:
         """One choice's news: an output, or a token of which nothing else is to be told."""
         response = self._responses.get(response_id)
         if response is None or response.log.is_sealed:
             self._late_events += 1
             return
-        before = response.num_tokens(choice)
+        choice = response.choices[index]
+        before = choice.num_tokens
         try:
-            if response.take(told) if isinstance(told, Output) else response.advance(choice, told, now):
-                self._inbox.put(Cancel(response_id, choice))
+            if response.take(told, now) if isinstance(told, Output) else response.advance(choice, told, now):
+                self._inbox.put(Cancel(response_id, index))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -182,14 +185,19 @@ class Dispatcher:
             logger.exception("%s: its text could not be made", response_id)
             self._inbox.put(Cancel(response_id))
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
-        count = response.num_tokens(choice) - before
-        if count:
-            self._generated_tokens += count
-            self._queue.charge(response.request.user, count)
-            for observer in self._observers:
-                observer.advanced(response, count)
+        if choice.num_tokens > before:
+            self._gains.append((response, choice.num_tokens - before, response.gap_s))
         if response.log.is_sealed:
             self._over(response)
+
+    def _tell(self) -> None:
+        """Of what a report brought, all at once; and before the end of any."""
+        gains, self._gains = self._gains, []
+        for response, count, _ in gains:
+            self._generated_tokens += count
+            self._queue.charge(response.request.user, count)
+        for observer in self._observers if gains else ():
+            observer.advanced(gains)
 
     def _feed(self) -> None:
         """Send the worker as many requests as it has seats to spare, and one more so that no seat waits for us."""
@@ -220,6 +228,7 @@ class Dispatcher:
 
     def _over(self, response: Response) -> None:
         """Account for a response that has just been sealed, and keep it for those who come back."""
+        self._tell()
         self._queue.leave(response.request.user)
         self._late_events += response.log.num_discarded
         self._finished.update(response.finish_reasons)

@@ -24,19 +24,14 @@ Waiting = tuple[asyncio.Future[None], Take | None]
 class Log:
     """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
 
-    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "num_bytes", "num_discarded")
+    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "last_seq", "num_bytes", "num_discarded")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._readers: list[Waiting] = []
         self._ends: list[Waiting] = []
         self.is_sealed = False
-        self.num_discarded = 0
-        self.num_bytes = 0
-
-    @property
-    def last_seq(self) -> int:
-        return len(self._events)
+        self.last_seq = self.num_discarded = self.num_bytes = 0
 
     @property
     def last(self) -> Event:
@@ -47,8 +42,9 @@ class Log:
         if self.is_sealed:
             self.num_discarded += 1
             return False
+        self.last_seq += 1
+        assert event.seq == self.last_seq
         self._events.append(event)
-        assert event.seq == len(self._events)
         self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
         if event.logprobs or event.prompt_logprobs:
             self.num_bytes += _scores_bytes(event)

@@ -25,8 +25,8 @@ class Choice:
     """One choice's text so far: what may be shown, and what is held back."""
 
     __slots__ = (
-        "_detokenizer", "_logprobs", "_params", "_stops", "_text", "_tokenizer", "_tokens",
-        "finish_reason", "index", "matched", "num_tokens",
+        "_detokenizer", "_logprobs", "_params", "_stops", "_text", "_tokenizer",
+        "finish_reason", "index", "matched", "num_tokens", "tokens",
     )  # fmt: skip
 
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
@@ -39,27 +39,35 @@ class Choice:
         self._detokenizer: Detokenizer | None = None
         self._stops: StopMatcher | None = None
         self._text = ""
-        self._tokens: list[int] = []
+        self.tokens: list[int] = []
+        """Those of which no event tells yet."""
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
 
     def take(self, output: Output) -> None:
         """Add an output's tokens up to the one with which a stop string is complete."""
-        hidden = None if self._params.include_stop_str_in_output else output.matched
-        for position, token in enumerate(output.tokens):
+        hidden = None if self._params.include_stop_str_in_output else (output.matched,)
+        is_plain = self._logprobs is None and output.matched is None and not self._params.stops
+        for position, tokens in enumerate(
+            [output.tokens] if is_plain and output.tokens else zip(output.tokens)
+        ):
             if self._logprobs is not None and position < len(output.logprobs):
                 self._logprobs.append(output.logprobs[position])
-            self.add(token, shows=token != hidden)
+            self.add(tokens, shows=tokens != hidden)
             if self.finish_reason is not None:
                 return
         if output.finish_reason is not None:
             self.finish(output.finish_reason, output.matched)
 
-    def add(self, token: int, *, shows: bool = True) -> None:
-        """One more token; its text is not shown if it is an end id that stays hidden."""
-        self._tokens.append(token)
-        self.num_tokens += 1
+    def add(self, tokens: tuple[int, ...], *, shows: bool = True) -> None:
+        """One more token, or several where no stop string is looked for. The text of a hidden end id is not shown."""
+        self.tokens += tokens
+        self.num_tokens += len(tokens)
         if shows and self._params.detokenize:
-            self._show((self._detokenizer or self._take_out()).push((token,)))
+            text = (self._detokenizer or self._take_out()).push(tokens)
+            if self._stops is None:
+                self._text += text
+            else:
+                self._show(text)
 
     def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
         """End the choice, with the text that was held back: the end may still complete a stop string."""
@@ -69,16 +77,11 @@ class Choice:
             if self._stops is not None and not isinstance(self.matched, str):
                 self._text += self._stops.flush()
 
-    @property
-    def is_due(self) -> bool:
-        """Whether enough is new for a delta."""
-        return len(self._tokens) >= self._params.stream_interval
-
     def collect(self) -> tuple[int, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None]:
         """What is new, as an event's fields: `index`, `text`, `token_ids` and `logprobs`."""
-        text, tokens, logprobs = self._text, tuple(self._tokens), None
+        text, tokens, logprobs = self._text, tuple(self.tokens), None
         self._text = ""
-        self._tokens.clear()
+        self.tokens.clear()
         if self._logprobs is not None:
             logprobs = tuple(self._logprobs)
             self._logprobs.clear()
@@ -114,9 +117,9 @@ class Response:
     is the time between its last two deliveries of tokens, of whichever choices; None up to the first."""
 
     __slots__ = (
-        "_cached_tokens", "_cancel", "_choices", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
-        "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "gap_s", "id",
-        "is_forgotten", "log", "params", "request", "when_forgotten",
+        "_cached_tokens", "_cancel", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
+        "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "choices", "gap_s",
+        "id", "is_forgotten", "log", "params", "request", "when_forgotten",
     )  # fmt: skip
 
     def __init__(
@@ -133,7 +136,7 @@ class Response:
         self.request = request
         self.params = params
         self.log = Log()
-        self._choices = [Choice(index, params, tokenizer) for index in range(request.n)]
+        self.choices = [Choice(index, params, tokenizer) for index in range(request.n)]
         self._open = request.n
         self._clock = clock
         self._cancel = cancel
@@ -168,7 +171,7 @@ class Response:
     @property
     def finish_reasons(self) -> list[FinishReason]:
         """Of the choices that have ended."""
-        return [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
+        return [choice.finish_reason for choice in self.choices if choice.finish_reason is not None]
 
     def progress(self) -> Progress | None:
         """How far it is from its first token; None once that is out, or it is over."""
@@ -204,9 +207,9 @@ class Response:
         """The request left the queue."""
         self._queued_s = self._clock() - self.request.arrival
 
-    def take(self, output: Output) -> bool:
+    def take(self, output: Output, now: float) -> bool:
         """Take in a worker's output. True if the choice's row should now be cancelled: a stop string ended it."""
-        choice = self._choices[output.choice]
+        choice = self.choices[output.choice]
         if choice.finish_reason is not None or self.log.is_sealed:
             self.log.num_discarded += 1
             return False
@@ -216,34 +219,33 @@ class Response:
             self._append("prompt", prompt_logprobs=output.prompt_logprobs)
         self._prefilled = output.prefilled or self._prefilled
         if output.tokens:
-            self._time(output.choice, self._clock())
+            self._time(output.choice, now)
         choice.take(output)
         self._error = self._error or output.error
-        if choice.finish_reason is not None:
-            self._finish(choice)
-        elif choice.is_due:
-            self._append("delta", *choice.collect())
-        return choice.finish_reason is not None and output.finish_reason is None
+        return self._tell(choice) and output.finish_reason is None
 
-    def advance(self, index: int, token: int, now: float) -> bool:
+    def advance(self, choice: Choice, tokens: tuple[int, ...], now: float) -> bool:
         """Take in one token of which nothing else is to be told. True as from `take`."""
-        choice = self._choices[index]
         if choice.finish_reason is not None:
             self.log.num_discarded += 1
             return False
-        self._time(index, now)
-        choice.add(token)
+        self._time(choice.index, now)
+        choice.add(tokens)
+        return self._tell(choice)
+
+    def _tell(self, choice: Choice) -> bool:
+        """The log, of what is new of a choice, once it is enough for a delta. True if it is over."""
         if choice.finish_reason is not None:
             self._finish(choice)
             return True
-        if choice.is_due:
-            self._append("delta", *choice.collect())
+        if len(choice.tokens) >= self.params.stream_interval:
+            self.log.append(Event(self.id, self.log.last_seq + 1, "delta", *choice.collect()))
         return False
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Finish what is still open with `reason`, and seal the log."""
         self._error = self._error or error
-        for choice in self._choices:
+        for choice in self.choices:
             if choice.finish_reason is None:
                 choice.finish(reason)
                 choice.finish_reason, choice.matched = reason, None
@@ -251,15 +253,12 @@ class Response:
 
     def break_off(self, error: str) -> None:
         """End it with an error after its text machinery has failed: what that held back is lost."""
-        for choice in self._choices:
+        for choice in self.choices:
             choice.put_away()
         self.end("error", error)
 
-    def num_tokens(self, choice: int) -> int:
-        return self._choices[choice].num_tokens
-
     def usage(self) -> Usage:
-        generated = sum(choice.num_tokens for choice in self._choices)
+        generated = sum(choice.num_tokens for choice in self.choices)
         return Usage(self.prompt_tokens, generated, self._cached_tokens)
 
     def _finish(self, choice: Choice) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 
-from ..runtime.observer import Observer
+from ..runtime.observer import Gain, Observer
 from ..runtime.response import Response
 from .access.quotas import Quotas
 from .logs import log_usage, request_id
@@ -16,14 +17,11 @@ from .principal import Principal
 
 
 class _Account:
-    """`prompt_is_due`: nothing has been charged for the prompt yet."""
-
-    __slots__ = ("key", "prompt_is_due", "request_id")
+    __slots__ = ("key", "request_id")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.request_id = request_id.get()
-        self.prompt_is_due = True
 
 
 class Ledger(Observer):
@@ -55,24 +53,34 @@ class Ledger(Observer):
         account = self._open.get(response_id)
         return "" if account is None else account.key
 
-    def advanced(self, response: Response, num_tokens: int) -> None:
-        account = self._open.get(response.id)
-        if account is None:
-            return
-        if response.gap_s is not None:
-            self._metrics.gap(account.key, response.gap_s)
-        self._charge(account, response, num_tokens)
+    def advanced(self, gains: Sequence[Gain]) -> None:
+        """A prompt is charged for with its first token, or at its end."""
+        tokens, gaps = defaultdict[str, int](int), defaultdict[str, list[float]](list)
+        for response, num_tokens, gap_s in gains:
+            account = self._open.get(response.id)
+            if account is None:
+                continue
+            tokens[account.key] += num_tokens
+            if gap_s is None:
+                tokens[account.key] += response.prompt_tokens
+            else:
+                gaps[account.key].append(gap_s)
+        for key, count in tokens.items():
+            self._quotas.charge(key, count)
+        for key, seconds in gaps.items():
+            self._metrics.gaps(key, seconds)
 
     def ended(self, response: Response) -> None:
         account = self._open.pop(response.id, None)
         if account is None:
             return
         self._quotas.leave(account.key)
-        self._charge(account, response, 0)
         done = response.log.last
         self._metrics.ended(account.key, done, response.finish_reasons)
         usage, times = done.usage, done.times
         assert usage is not None and times is not None
+        if not usage.completion_tokens:
+            self._quotas.charge(account.key, usage.prompt_tokens)
         log_usage(
             response=response.id,
             request=account.request_id,
@@ -84,9 +92,3 @@ class Ledger(Observer):
             first_token_s=times.first_token_s,
             total_s=times.total_s,
         )
-
-    def _charge(self, account: _Account, response: Response, num_tokens: int) -> None:
-        if account.prompt_is_due:
-            account.prompt_is_due = False
-            num_tokens += response.prompt_tokens
-        self._quotas.charge(account.key, num_tokens)

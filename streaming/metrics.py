@@ -26,9 +26,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, *values: float) -> None:
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += sum(values)
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         total, buckets = 0, []
@@ -54,9 +55,9 @@ class Metrics:
     def __init__(self) -> None:
         self._keys: defaultdict[str, _OfKey] = defaultdict(_OfKey)
 
-    def gap(self, key: str, seconds: float) -> None:
-        """Between two deliveries of tokens of one answer."""
-        self._keys[key].gaps.observe(seconds)
+    def gaps(self, key: str, seconds: Iterable[float]) -> None:
+        """Each between two deliveries of tokens of one answer."""
+        self._keys[key].gaps.observe(*seconds)
 
     def ended(self, key: str, done: Event, reasons: Iterable[str]) -> None:
         """An answer is over: its last event, and the finish reasons of its choices."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from ..runtime.observer import Gain
 from ..runtime.response import Response
 
 KEEP_S = 300
@@ -48,15 +49,15 @@ class Pulse:
         self._clock = clock
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
 
-    def advanced(self, response: Response, num_tokens: int) -> None:
+    def advanced(self, gains: Sequence[Gain]) -> None:
         now = self._clock()
         bucket = self._bucket(int(now))
-        bucket.tokens += num_tokens
-        gap_s = response.gap_s
-        if gap_s is None:
-            bucket.firsts.append(now - response.request.arrival)
-        elif len(bucket.gaps) < MAX_SAMPLES and response.request.n == 1:
-            bucket.gaps.append(gap_s)
+        for response, num_tokens, gap_s in gains:
+            bucket.tokens += num_tokens
+            if gap_s is None:
+                bucket.firsts.append(now - response.request.arrival)
+            elif len(bucket.gaps) < MAX_SAMPLES and response.request.n == 1:
+                bucket.gaps.append(gap_s)
 
     def ended(self, response: Response) -> None:
         """What it used was told as it went."""

@@ -204,7 +204,7 @@ class PaddedEngine(AbstractEngine):
             if deadline is not None and self._clock() >= deadline:
                 response.end("deadline")
             elif not response.done and not row.ended:
-                response.take(_advanced(row, outcome))
+                response.take(_advanced(row, outcome), self._clock())
 
 
 def _advanced(row: Row, outcome: RowOutcome) -> Output:

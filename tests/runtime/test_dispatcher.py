@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from jitney.runtime.config import EngineConfig
 from jitney.runtime.dispatcher import Dispatcher
 from jitney.runtime.inbox import Inbox
 from jitney.runtime.messages import Advance, Cancel, Generate, Output, Report, SchedulerStats
+from jitney.runtime.observer import Gain
 from jitney.runtime.params import SamplingParams
 from jitney.runtime.portions import Portions
 from jitney.runtime.response import Response
@@ -30,11 +32,16 @@ class Bill:
         self.charged: Counter[str] = Counter()
         self.num_ended = 0
 
-    def advanced(self, response: Response, num_tokens: int) -> None:
-        assert num_tokens > 0 and (response.gap_s is None or response.gap_s >= 0)
-        self.charged[response.id] += num_tokens
+    def advanced(self, gains: Sequence[Gain]) -> None:
+        assert gains
+        for response, num_tokens, gap_s in gains:
+            assert num_tokens > 0 and (gap_s is None) == (response.id not in self.charged)
+            assert gap_s is None or gap_s >= 0
+            self.charged[response.id] += num_tokens
 
     def ended(self, response: Response) -> None:
+        """All that it gained has been told by then."""
+        assert self.charged[response.id] == response.usage().completion_tokens
         self.num_ended += 1
 
 

@@ -35,7 +35,7 @@ class Desk:
 
     def say(self, text: str | bytes | tuple[int, ...], index: int = 0, **fields: Any) -> bool:
         tokens = text if isinstance(text, tuple) else tuple(text.encode() if isinstance(text, str) else text)
-        return self.response.take(Output("r", index, tokens, **fields))
+        return self.response.take(Output("r", index, tokens, **fields), self.now)
 
     @property
     def events(self) -> list[Event]:
@@ -255,12 +255,12 @@ def test_the_handle_cancels_by_its_id() -> None:
 
 def test_nothing_but_the_log_is_kept_after_the_end() -> None:
     desk = Desk(n=2, stop=["x" * 200] * 4)
-    assert all(choice._stops is None for choice in desk.response._choices), (
+    assert all(choice._stops is None for choice in desk.response.choices), (
         "a waiting request costs its prompt only"
     )
     desk.say("ab")
     desk.response.end("cancelled")
-    assert all(c._stops is None and c._detokenizer is None for c in desk.response._choices)
+    assert all(c._stops is None and c._detokenizer is None for c in desk.response.choices)
     assert desk.response.num_bytes > desk.response.log.num_bytes
 
 

@@ -124,8 +124,8 @@ def test_a_second_of_the_pulse() -> None:
         (100.5, many, 0.0, 1),
         (101.0, one, 0.75, 1),
     ):
-        now[0], response.gap_s = at, gap_s
-        pulse.advanced(response, tokens)
+        now[0] = at
+        pulse.advanced([(response, tokens, gap_s)])
     pulse.ended(one)
     now[0] = 102.5
     quiet, first, second = pulse.seconds(3)
@@ -135,5 +135,5 @@ def test_a_second_of_the_pulse() -> None:
     assert second.tokens == 1 and second.gap_s == Percentiles(0.75, 0.75, 0.75)
     assert pulse.recent(2).tokens == 4 and pulse.recent(2).gap_s == Percentiles(0.25, 0.75, 0.75)
     now[0] += 2 * KEEP_S
-    pulse.advanced(one, 1)
+    pulse.advanced([(one, 1, 0.75)])
     assert len(pulse._buckets) == 1, "what is old is forgotten"
