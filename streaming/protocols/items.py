@@ -12,12 +12,28 @@ MAX_CHARS = 2**15
 """A merged delta grows no further than this."""
 
 
+class _DeltaFrame(msgspec.Struct):
+    """A struct encodes several times faster than a dict is built."""
+
+    type: str
+    sequence_number: int
+    stream_id: str | msgspec.UnsetType
+    item_id: str
+    delta: str
+    logprobs: list[dict[str, Any]] | msgspec.UnsetType
+    output_index: int
+    content_index: int = 0
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
 class OutputItem:
-    """One item as it grows. Each has one part, at content index 0."""
+    """One item as it grows, on one lane. Each has one part, at content index 0."""
 
-    __slots__ = ("delta_type", "id", "index", "kind", "logprobs", "status", "text_event", "texts")
+    __slots__ = ("_frame", "id", "index", "kind", "logprobs", "status", "text_event", "texts")
 
-    def __init__(self, kind: Kind, response_id: str, index: int) -> None:
+    def __init__(self, kind: Kind, response_id: str, index: int, lane: str | msgspec.UnsetType) -> None:
         self.kind = kind
         self.index = index
         prefix = "rs" if kind == "reasoning" else "msg"
@@ -26,7 +42,8 @@ class OutputItem:
         self.logprobs: list[dict[str, Any]] = []
         self.status = "in_progress"
         self.text_event = "response.reasoning_text" if kind == "reasoning" else "response.output_text"
-        self.delta_type = f"{self.text_event}.delta"
+        scores = msgspec.UNSET if kind == "reasoning" else self.logprobs
+        self._frame = _DeltaFrame(f"{self.text_event}.delta", 0, lane, self.id, "", scores, index)
 
     @property
     def text(self) -> str:
@@ -35,6 +52,14 @@ class OutputItem:
     @property
     def place(self) -> dict[str, Any]:
         return {"item_id": self.id, "output_index": self.index, "content_index": 0}
+
+    def delta(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bytes:
+        """The frame of which there are many."""
+        frame = self._frame
+        frame.sequence_number, frame.delta = number, text
+        if self.kind == "message":
+            frame.logprobs = logprobs
+        return _ENCODER.encode(frame)
 
     def opened(self) -> dict[str, Any]:
         """The item before it has any content."""
@@ -85,34 +110,5 @@ class Delta:
         self._logprobs = self._logprobs + logprobs
         return True
 
-    def frame(self, stream_id: str | msgspec.UnsetType) -> bytes:
-        return delta_frame(self._item, self._number, stream_id, "".join(self._texts), self._logprobs)
-
-
-class _DeltaFrame(msgspec.Struct, frozen=True):
-    """A struct encodes several times faster than a dict is built."""
-
-    type: str
-    sequence_number: int
-    stream_id: str | msgspec.UnsetType
-    item_id: str
-    delta: str
-    logprobs: list[dict[str, Any]] | msgspec.UnsetType
-    output_index: int
-    content_index: int = 0
-
-
-_ENCODER = msgspec.json.Encoder()
-
-
-def delta_frame(
-    item: OutputItem,
-    number: int,
-    stream_id: str | msgspec.UnsetType,
-    text: str,
-    logprobs: list[dict[str, Any]],
-) -> bytes:
-    """The frame of which there are many."""
-    scores = msgspec.UNSET if item.kind == "reasoning" else logprobs
-    frame = _DeltaFrame(item.delta_type, number, stream_id, item.id, text, scores, item.index)
-    return _ENCODER.encode(frame)
+    def frame(self) -> bytes:
+        return self._item.delta(self._number, "".join(self._texts), self._logprobs)

@@ -10,7 +10,7 @@ import msgspec
 from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Progress, Usage
 from .errors import failure
-from .items import Delta, Kind, OutputItem, delta_frame
+from .items import Delta, Kind, OutputItem
 from .logprobs import entries
 from .reasoning import ReasoningSplitter
 
@@ -106,13 +106,13 @@ class ResponseEvents:
 
     def plain(self, event: Event) -> bytes | None:
         """The frame of an entry that only adds to the text of the answer; None for any other, which is to be fed."""
-        item, number = self._plain, event.seq + self._shift
-        if item is None or event.kind != "delta" or event.logprobs or not event.text or number <= self._after:
+        item, number, text = self._plain, event.seq + self._shift, event.text
+        if item is None or event.kind != "delta" or event.logprobs or not text or number <= self._after:
             return None
-        item.texts.append(event.text)
+        item.texts.append(text)
         self.reached = number
         self.num_deltas += 1
-        return delta_frame(item, number, self._lane, event.text, [])
+        return item.delta(number, text, [])
 
     def response(self) -> dict[str, Any]:
         """The response object as it is now."""
@@ -251,7 +251,7 @@ class ResponseEvents:
     def _open(self, kind: Kind, number: int) -> None:
         """The first item has numbers 3 and 4, a further one `number` and the one after."""
         number = number if self._items else 3
-        item = OutputItem(kind, self.id, len(self._items))
+        item = OutputItem(kind, self.id, len(self._items), self._lane)
         self._items.append(item)
         self._say("response.output_item.added", number, output_index=item.index, item=item.opened())
         self._say("response.content_part.added", number + 1, part=item.empty_part(), **item.place)
@@ -277,7 +277,7 @@ class ResponseEvents:
 
     def _put_delta(self) -> None:
         if self._delta is not None:
-            self._frames.append(self._delta.frame(self._lane))
+            self._frames.append(self._delta.frame())
             self._delta = None
             self.num_deltas += 1
 
