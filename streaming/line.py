@@ -78,8 +78,9 @@ class Line:
         """Without waiting. What is put while the socket closes is lost, as is what it is sending."""
         if not self._frames:
             self._outbox.add(self)
-        self._frames += (_header(len(payload)), payload)
-        self.held_bytes += len(payload)
+        length = len(payload)
+        self._frames += (_header(length), payload)
+        self.held_bytes += length
         if self.held_bytes >= MAX_HELD_BYTES:
             self.has_room = False
 
@@ -118,7 +119,7 @@ class Line:
 def _header(length: int) -> bytes:
     """Of an unfragmented text frame from a server (RFC 6455, section 5.2)."""
     if length < 126:
-        return bytes((0x81, length))
+        return (0x8100 | length).to_bytes(2, "big")
     if length < 2**16:
-        return b"\x81\x7e" + length.to_bytes(2, "big")
+        return (0x817E0000 | length).to_bytes(4, "big")
     return b"\x81\x7f" + length.to_bytes(8, "big")
