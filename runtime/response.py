@@ -25,7 +25,7 @@ class Choice:
     """One choice's text so far: what may be shown, and what is held back."""
 
     __slots__ = (
-        "_detokenizer", "_logprobs", "_params", "_stops", "_text", "_tokenizer",
+        "_detokenizer", "_is_plain", "_logprobs", "_params", "_stops", "_text", "_tokenizer",
         "finish_reason", "index", "matched", "num_tokens", "tokens",
     )  # fmt: skip
 
@@ -42,14 +42,13 @@ class Choice:
         self.tokens: list[int] = []
         """Those of which no event tells yet."""
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self._is_plain = params.logprobs is None and not params.stops
 
     def take(self, output: Output) -> None:
         """Add an output's tokens up to the one with which a stop string is complete."""
+        is_plain = self._is_plain and output.matched is None and len(output.tokens) > 0
         hidden = None if self._params.include_stop_str_in_output else (output.matched,)
-        is_plain = self._logprobs is None and output.matched is None and not self._params.stops
-        for position, tokens in enumerate(
-            [output.tokens] if is_plain and output.tokens else zip(output.tokens)
-        ):
+        for position, tokens in enumerate((output.tokens,) if is_plain else zip(output.tokens)):
             if self._logprobs is not None and position < len(output.logprobs):
                 self._logprobs.append(output.logprobs[position])
             self.add(tokens, shows=tokens != hidden)
