@@ -78,9 +78,8 @@ class Line:
         """Without waiting. What is put while the socket closes is lost, as is what it is sending."""
         if not self._frames:
             self._outbox.add(self)
-        length = len(payload)
-        self._frames += (_header(length), payload)
-        self.held_bytes += length
+        self._frames.append(_header(len(payload)) + payload)
+        self.held_bytes += len(payload)
         if self.held_bytes >= MAX_HELD_BYTES:
             self.has_room = False
 
