@@ -80,7 +80,7 @@ def open_cuda_step(
     device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.set_device(device)
     _check(config, torch.cuda.get_device_capability(device))
-    torch.cuda.set_stream(torch.cuda.Stream(device))
+    leave_default_stream(device)
     dtype = (
         torch.float32
         if "float32" in (config.dtype, model.dtype * (config.dtype == "auto"))
@@ -94,6 +94,13 @@ def open_cuda_step(
         choices_file(cache_root(), torch.cuda.get_device_name())
     )
     return build_step(model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales)
+
+
+def leave_default_stream(device: torch.device) -> None:
+    """The thread works on a stream of its own from here on: one for all steps that it opens, since what a step launches
+    goes to the thread's stream and its events are recorded on the one that it was made under."""
+    if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def build_step(
@@ -141,9 +148,8 @@ def build_step(
         buffers = gathered(sizes.max_tokens, sizes.max_samples, device)
         forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
     ladder = Ladder(sizes)
-    graphs = Graphs(
-        forward.run, _ladder(ladder), cuda_recorder() if device.type == "cuda" else plain_recorder
-    )
+    record = cuda_recorder() if device.type == "cuda" and not naive else plain_recorder
+    graphs = Graphs(forward.run, _ladder(ladder), record)
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(

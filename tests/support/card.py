@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jitney.runtime.config import EngineConfig
-from jitney.runtime.cuda.open import build_step
+from jitney.runtime.cuda.open import build_step, leave_default_stream
 from jitney.runtime.cuda.plan import plan_device
 from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.model.config import ModelConfig
@@ -30,7 +30,7 @@ def make_step(
 ) -> CudaStep:
     """A step with pages of its own number; settings are those of `EngineConfig`."""
     if CARD.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream())
+        leave_default_stream(CARD)
     config = EngineConfig(**({"max_batch_tokens": 256, "tune_process": False} | settings))
     plan = plan_device(model, config, 8 * 2**30, value_bytes=dtype.itemsize)
     plan = msgspec.structs.replace(plan, sizes=msgspec.structs.replace(plan.sizes, num_pages=num_pages))
