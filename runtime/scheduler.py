@@ -25,11 +25,10 @@ from .sequence import Sequence, choices
 
 DRAIN = 32
 """Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace."""
-CROWD, FEW = 8, 1 / 8
-"""Unless more rows wait than decode, and than so many: then those that wait go first, in launches of any size, until
-they are few beside those that decode."""
-MOST_BESIDE = 64
-"""Beside more decoding rows than these a launch takes a quarter of its most tokens: each of them waits for it."""
+CROWD, FEW, MOST_BEFORE = 8, 1 / 8, 64
+"""Unless more rows wait than decode, and than a crowd: then the many go first; beside up to so many decoding rows until
+few wait, beside more until fewer wait than decode. Not where prompts beside decoding rows take large launches anyway:
+an eighth of the largest is as fast a token."""
 
 Grown = list[tuple[int, tuple[int, ...]]]
 Tokens = abc.Sequence[int]
@@ -126,19 +125,21 @@ class Scheduler:
         a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
         waiting = self._roster.waiting
         left = sum(len(row.tokens) - row.planned for row in filling)
-        num_waiting = len(filling) + len(waiting)
-        stays = self._is_crowded and num_waiting >= max(1, decoding * FEW)
-        self._is_crowded = stays or num_waiting > max(decoding, CROWD)
+        is_crowded = self._crowded(len(filling) + len(waiting), decoding)
         rows, sizes = self.capacity.beside(decoding)
         budget = self._max_tokens - rows
-        if decoding and not self._is_crowded:
+        if decoding and not is_crowded:
             backlog = left + sum(len(row.tokens) for row in waiting)
             budget = min(budget, max(self._mixed_tokens, backlog // DRAIN))
-        if decoding > MOST_BESIDE:
-            budget = min(budget, max(self._mixed_tokens, self._max_tokens // 4))
         if left > budget:
             budget = max((size for size in sizes if size <= budget), default=budget)
         return max(budget, self.capacity.page_size)
+
+    def _crowded(self, num_waiting: int, decoding: int) -> bool:
+        stays = self._is_crowded and decoding <= MOST_BEFORE and num_waiting >= max(1, decoding * FEW)
+        is_small = self._mixed_tokens < self._max_tokens * FEW
+        self._is_crowded = is_small and (stays or num_waiting > max(decoding, CROWD))
+        return self._is_crowded
 
     def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:
         chunks = [Chunk(row.slot, row.planned, length, samples) for row, length, samples in singles if length]

@@ -409,11 +409,21 @@ def test_a_crowd_goes_first_until_few_of_it_are_left() -> None:
     assert len(few) > 1 and max(few) == 8 and seen[0][2] == 64
 
 
-def test_beside_many_rows_a_launch_takes_a_quarter() -> None:
+@pytest.mark.parametrize(("rows", "prompts", "chunks"), [(30, 40, [370, 352, 8]), (62, 70, [338, 33, 32])])
+def test_beside_more_than_64_rows_a_crowd_goes_first_only_while_more_wait_than_decode(
+    rows: int, prompts: int, chunks: list[int]
+) -> None:
     made = Scheduler(Capacity(4000, 4, 200, max_batch_tokens=400, mixed_tokens=8), prefix_cache=False)
-    decoding(made, 65)
-    waiting(made, 66, prompt=100)
-    assert chunked(made) == 100
+    decoding(made, rows)
+    waiting(made, prompts, prompt=20)
+    assert [chunked(made) for _ in chunks] == chunks
+
+
+def test_where_launches_beside_rows_are_large_no_crowd_goes_first() -> None:
+    made = Scheduler(Capacity(4000, 4, 200, max_batch_tokens=400, mixed_tokens=50), prefix_cache=False)
+    decoding(made, 4)
+    waiting(made, 60, prompt=20)
+    assert chunked(made) == 50
 
 
 def test_chunks_fill_a_bucket_with_the_rows_that_decode() -> None:
