@@ -22,25 +22,13 @@ from collections.abc import Callable
 from .batch import Capacity, Step, Ticket
 from .errors import DeviceLost, JitneyError
 from .inbox import Inbox
-from .messages import (
-    Advance,
-    Cancel,
-    Command,
-    Generate,
-    Look,
-    News,
-    Opened,
-    Output,
-    Report,
-    Stop,
-    Stopped,
-    Unpin,
-)
+from .messages import Advance, Cancel, Generate, Look, News, Opened, Output, Report, Stop, Stopped, Unpin
 from .scheduler import Scheduler
 
 MAX_FAILURES = 3
-LOOK_S = 5.0
-"""An idle worker comes back to its step this often, so that a device that is lost meanwhile is told of."""
+QUIET_S, LOOK_S = 0.1, 5.0
+"""An idle worker makes things ready once nothing has come for a moment, since whoever comes meanwhile waits for it.
+Then it comes back to its step this often, so that a device that is lost is told of."""
 
 logger = logging.getLogger("jitney")
 
@@ -105,10 +93,10 @@ class Worker:
     def _obey(self, loop: StepLoop) -> bool:
         """Apply what the inbox holds, sleeping while there is nothing to do. False: stop."""
         self.is_busy = not loop.is_idle
-        rests, commands = True, list[Command]()
-        while rests and not commands:
-            rests = loop.is_idle and not loop.prepare()
-            commands = self._inbox.drain(wait=rests, patience_s=LOOK_S)
+        commands = self._inbox.drain(wait=loop.is_idle, patience_s=QUIET_S)
+        while loop.is_idle and not commands:
+            patience_s = QUIET_S if loop.prepare() else LOOK_S
+            commands = self._inbox.drain(wait=True, patience_s=patience_s)
         self.heartbeat = self._clock()
         self.is_busy = True
         for command in commands:

@@ -103,6 +103,7 @@ def test_it_opens_serves_and_stops_once(depth: int) -> None:
 
 
 def test_an_idle_worker_tells_of_a_device_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "QUIET_S", 0.001)
     monkeypatch.setattr(worker, "LOOK_S", 0.001)
     stage, lost, looks = Stage(), DeviceLost("gone"), []
 
@@ -117,6 +118,13 @@ def test_an_idle_worker_tells_of_a_device_that_is_lost(monkeypatch: pytest.Monke
     stage.until(finished("nobody"))
     assert stage.stopped == Stopped(lost) and stage.step.is_closed
     assert stage.worker.step_age_s == 0 and len(looks) == 4
+
+
+def test_who_comes_before_a_quiet_moment_does_not_wait_for_what_is_made_ready() -> None:
+    stage, calls = Stage(), []
+    stage.step.prepare = lambda: calls.append(stage.worker.is_busy) or True  # type: ignore[method-assign]
+    stage.play(request("a"), request("b"), Stop())
+    assert calls == []
 
 
 def test_what_comes_after_stop_is_never_read() -> None:
