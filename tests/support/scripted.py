@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pace import Pace
+
 from jitney.runtime import DynamicEngine, EngineConfig, Event
 from jitney.runtime.testing import Reply, Script, ScriptedBackend
 
@@ -13,18 +15,25 @@ REPLIES = [
     Reply(match="first", text="first", token_s=FOREVER),
     Reply(match="sick", text="sick now", fail_after=3),
     Reply(match="crash", text="crash now", fail_after=3, fault="step"),
-    Reply(match="death", text="death now", fail_after=3, fault="worker"),
+    Reply(match="death", text="death now", first_token_s=0.001, fail_after=3, fault="worker"),
     Reply(match="endless", text="endless " * 400),
 ]
 """By a word in the prompt; any other prompt is echoed."""
 
 
-def backend(max_rows: int = 4, context_length: int = 4096) -> ScriptedBackend:
-    return ScriptedBackend(Script(max_rows=max_rows, context_length=context_length, reply=REPLIES))
+def backend(max_rows: int = 4, context_length: int = 4096, pace: Pace | None = None) -> ScriptedBackend:
+    script = Script(max_rows=max_rows, context_length=context_length, reply=REPLIES)
+    return (
+        ScriptedBackend(script)
+        if pace is None
+        else ScriptedBackend(script, clock=pace.clock, sleep=pace.sleep)
+    )
 
 
-def engine(max_rows: int = 4, context_length: int = 4096, **config: Any) -> DynamicEngine:
-    return DynamicEngine(backend(max_rows, context_length), EngineConfig(**config))
+def engine(
+    max_rows: int = 4, context_length: int = 4096, pace: Pace | None = None, **config: Any
+) -> DynamicEngine:
+    return DynamicEngine(backend(max_rows, context_length, pace), EngineConfig(**config))
 
 
 async def followed(events: Any) -> list[Event]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from pace import Pace
 from scripted import backend, check_empty, check_story, engine, followed, text_of
 
 from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
@@ -91,8 +92,11 @@ async def test_a_step_that_raises_ends_its_rows_and_the_engine_goes_on() -> None
 
 
 async def test_the_workers_death_ends_everything_and_is_told_to_later_callers() -> None:
-    async with engine(max_rows=2) as serving:
+    pace = Pace()
+    pace.hold()
+    async with engine(max_rows=2, pace=pace) as serving:
         open_ones = [await serving.submit(prompt) for prompt in ("hold", "death", "hello", "hello")]
+        pace.go()
         for response in open_ones:
             events = await followed(response.events())
             check_story(events)
