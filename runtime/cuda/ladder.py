@@ -8,12 +8,15 @@ from ..kernels.choice import MAX_GATED_ROWS, ROW_BUCKETS
 from .forward import Pass
 from .sizes import CHUNK_ROWS, Sizes
 
-TOKEN_BUCKETS = (16, 64, 128, 256, 512, 1024, 2048, 4096)
-HALFWAY = (192, 384, 768, 1536, 3072)
-"""Tokens of a pass with chunks and a graph, its decoding rows among them; more are launched one by one, since the
-device then has work enough to hide that. Those halfway have their graphs later."""
-FEW_CHUNKS = 16
+TOKEN_BUCKETS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+LARGE = (6144, 8192)
+"""Tokens of a pass with chunks and a graph, its decoding rows among them; the large ones have theirs later. Launched
+one by one, a pass gives the interpreter up some hundred times, and beside a busy loop waits for it each time."""
+FEW_CHUNKS = 32
 """Chunks of a pass with a graph."""
+LONG_CHUNK = 2048
+"""Fresh prompts of this mean length are launched one by one where they are many tokens: what attends them without their
+pages is faster, and the device has work enough to hide the launches."""
 MIXED_ROWS = (8, 32, 64, 128, 256, 512)
 EAGER_STEP = 64
 """Prompt tokens of a pass without a graph are padded to a multiple of this."""
@@ -24,7 +27,7 @@ class Ladder:
         self._rows = sizes.row_buckets
         most = self._rows[-1]
         mixed = (0, *(rows for rows in MIXED_ROWS if rows < most), most)
-        buckets = [tokens for tokens in (*TOKEN_BUCKETS, *HALFWAY) if tokens <= sizes.prefill_tokens]
+        buckets = [tokens for tokens in (*TOKEN_BUCKETS, *LARGE) if tokens <= sizes.prefill_tokens]
         self.chunk_sizes = {rows: _beside(rows, buckets) for rows in mixed}
         """Prompt tokens of graphs, by rows that decode beside them."""
         self._most_tokens = sizes.prefill_tokens
@@ -42,7 +45,8 @@ class Ladder:
         if not num_tokens:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
         rows = _least(self.chunk_sizes, num_rows)
-        if num_chunks <= FEW_CHUNKS and num_tokens <= max(self.chunk_sizes[rows], default=0):
+        is_long = fresh and num_tokens > TOKEN_BUCKETS[-1] and num_tokens >= LONG_CHUNK * num_chunks
+        if not is_long and num_chunks <= FEW_CHUNKS and num_tokens <= max(self.chunk_sizes[rows], default=0):
             return Pass(rows, _least(self.chunk_sizes[rows], num_tokens), FEW_CHUNKS, True, full)
         tokens = min(_padded(num_tokens), self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)
@@ -52,11 +56,11 @@ class Ladder:
         for rows in reversed(self._rows):
             yield Pass(rows, 0, 0, cuts or full, full)
 
-    def mixed(self, *, halfway: bool) -> Iterator[Pass]:
+    def mixed(self, *, large: bool) -> Iterator[Pass]:
         """Few enough to capture them all: sampled as if some row had cuts."""
         sizes = [(tokens, rows) for rows, many in self.chunk_sizes.items() for tokens in many]
         for tokens, rows in sorted(sizes, reverse=True):
-            if (tokens in HALFWAY or tokens + rows in HALFWAY) == halfway:
+            if (tokens + rows > TOKEN_BUCKETS[-1]) == large:
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
     def launched(self) -> Iterator[Pass]:

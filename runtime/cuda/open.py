@@ -183,7 +183,7 @@ def mixed_tokens(model: ModelConfig, most: int) -> int:
 
 def _needed(ladder: Ladder) -> Iterator[Pass]:
     """What is captured before the engine opens: without these a stream would stutter."""
-    yield from ladder.mixed(halfway=False)
+    yield from ladder.mixed(large=False)
     yield from ladder.decoding()
     yield from ladder.decoding(cuts=True)
 
@@ -191,7 +191,7 @@ def _needed(ladder: Ladder) -> Iterator[Pass]:
 def _ladder(ladder: Ladder) -> Iterator[Pass]:
     yield from _needed(ladder)
     yield from ladder.decoding(full=True)
-    yield from ladder.mixed(halfway=True)
+    yield from ladder.mixed(large=True)
 
 
 def _one_of_each(model: ModelConfig, layers: Layers) -> Layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jitney.runtime.cuda.forward import Pass
-from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, HALFWAY, TOKEN_BUCKETS, Ladder
+from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, LARGE, TOKEN_BUCKETS, Ladder
 from jitney.runtime.cuda.sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes, region_words, slot_regions
 
 
@@ -40,7 +40,7 @@ def test_every_batch_has_a_size_that_holds_it(max_rows: int, prefill_tokens: int
 def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_tokens: int) -> None:
     ladder = Ladder(sizes(max_rows, prefill_tokens))
     recorded = {*ladder.decoding(), *ladder.decoding(cuts=True), *ladder.decoding(full=True)}
-    recorded |= {*ladder.mixed(halfway=False), *ladder.mixed(halfway=True)}
+    recorded |= {*ladder.mixed(large=False), *ladder.mixed(large=True)}
     for rows in range(1, max_rows + 1):
         for cuts, full in ((False, False), (True, False), (False, True), (True, True)):
             size = ladder.size(rows, 0, 0, cuts=cuts, full=full, fresh=False)
@@ -53,31 +53,32 @@ def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_toke
 
 def test_chunks_and_rows_fill_a_bucket_together_unless_rows_are_most_of_it() -> None:
     chunk_sizes = Ladder(sizes()).chunk_sizes
-    assert chunk_sizes[0] == tuple(sorted(TOKEN_BUCKETS + HALFWAY))
-    assert chunk_sizes[32] == (16, 32, 96, 160, 224, 352, 480, 736, 992, 1504, 2016, 3040, 4064)
+    assert chunk_sizes[0] == TOKEN_BUCKETS + LARGE
+    assert chunk_sizes[32] == (16, 32, 96, 160, 224, 352, 480, 736, 992, 1504, 2016, 3040, 4064, 6112, 8160)
     offered = dict(Ladder(sizes()).offered())
-    assert offered[0][-1] == 8192 and offered[32] == (*chunk_sizes[32], 8128)
-    assert chunk_sizes[256][:5] == (16, 64, 128, 192, 256) and chunk_sizes[256][-1] == 4096 - 256
+    assert offered[0][-1] == 8192 and offered[32] == chunk_sizes[32]
+    assert dict(Ladder(sizes(prefill_tokens=5000)).offered())[32][-2:] == (4064, 4936)
+    assert chunk_sizes[256][:5] == (16, 64, 128, 192, 256) and chunk_sizes[256][-1] == 8192 - 256
 
 
-def test_every_graph_is_made_once_the_halfway_ones_later() -> None:
+def test_every_graph_is_made_once_the_large_ones_later() -> None:
     ladder = Ladder(sizes())
-    soon, later = [*ladder.mixed(halfway=False)], [*ladder.mixed(halfway=True)]
+    soon, later = [*ladder.mixed(large=False)], [*ladder.mixed(large=True)]
     assert not {*soon} & {*later} and len({*soon, *later}) == sum(map(len, ladder.chunk_sizes.values()))
     assert {size.tokens for size in soon if not size.rows} == {*TOKEN_BUCKETS}
-    assert {size.tokens for size in later if not size.rows} == {*HALFWAY}
+    assert {size.tokens for size in later if not size.rows} == {*LARGE}
 
 
 def test_it_is_recorded_from_large_to_small() -> None:
     ladder = Ladder(sizes())
     decoding = [size.rows for size in ladder.decoding()]
     assert decoding == sorted(decoding, reverse=True) and decoding[0] == 256 and decoding[-1] == 1
-    mixed = [(size.tokens, size.rows) for size in ladder.mixed(halfway=False)]
+    mixed = [(size.tokens, size.rows) for size in ladder.mixed(large=False)]
     assert mixed == sorted(mixed, reverse=True)
 
 
 def test_a_pass_without_a_graph_is_padded_little() -> None:
-    size = asked(Ladder(sizes()), 3, 5000, 2)
+    size = asked(Ladder(sizes()), 3, 5000, FEW_CHUNKS + 1)
     assert size.tokens == -(-5000 // EAGER_STEP) * EAGER_STEP and size.chunks == CHUNK_ROWS and size.rows == 4
 
 
@@ -85,6 +86,15 @@ def test_only_a_pass_without_a_graph_knows_that_it_is_fresh() -> None:
     ladder = Ladder(sizes())
     assert ladder.size(0, 5000, 1, cuts=False, full=False, fresh=True).fresh
     assert not ladder.size(0, 50, 1, cuts=False, full=False, fresh=True).fresh
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunks", "is_launched"), [(8192, 4, True), (8192, 5, False), (4000, 1, False)]
+)
+def test_long_fresh_prompts_are_launched_one_by_one(tokens: int, chunks: int, is_launched: bool) -> None:
+    ladder = Ladder(sizes())
+    assert ladder.size(0, tokens, chunks, cuts=False, full=False, fresh=True).fresh == is_launched
+    assert not ladder.size(0, tokens, chunks, cuts=False, full=False, fresh=False).fresh
 
 
 def test_rows_are_bounded_by_what_was_asked_for() -> None:
