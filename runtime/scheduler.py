@@ -125,7 +125,7 @@ class Scheduler:
         a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
         waiting = self._roster.waiting
         left = sum(len(row.tokens) - row.planned for row in filling)
-        is_crowded = self._crowded(len(filling) + len(waiting), decoding)
+        is_crowded = self._crowded(len(filling), len(waiting), decoding)
         rows, sizes = self.capacity.beside(decoding)
         budget = self._max_tokens - rows
         if decoding and not is_crowded:
@@ -135,10 +135,11 @@ class Scheduler:
             budget = max((size for size in sizes if size <= budget), default=budget)
         return max(budget, self.capacity.page_size)
 
-    def _crowded(self, num_waiting: int, decoding: int) -> bool:
-        stays = self._is_crowded and decoding <= MOST_BEFORE and num_waiting >= max(1, decoding * FEW)
+    def _crowded(self, filling: int, waiting: int, decoding: int) -> bool:
+        """Rows that wait for a seat make a crowd, and do not keep it up: there is always one."""
+        stays = self._is_crowded and decoding <= MOST_BEFORE and filling >= max(1, decoding * FEW)
         is_small = self._mixed_tokens < self._max_tokens * FEW
-        self._is_crowded = is_small and (stays or num_waiting > max(decoding, CROWD))
+        self._is_crowded = is_small and (stays or filling + waiting > max(decoding, CROWD))
         return self._is_crowded
 
     def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:

@@ -95,7 +95,7 @@ class Worker:
         self.is_busy = not loop.is_idle
         commands = self._inbox.drain(wait=loop.is_idle, patience_s=QUIET_S)
         while loop.is_idle and not commands:
-            patience_s = QUIET_S if loop.prepare() else LOOK_S
+            patience_s = QUIET_S if self._prepare(loop) else LOOK_S
             commands = self._inbox.drain(wait=True, patience_s=patience_s)
         self.heartbeat = self._clock()
         self.is_busy = True
@@ -107,6 +107,14 @@ class Worker:
             else:
                 loop.obey(command)
         return True
+
+    def _prepare(self, loop: StepLoop) -> bool:
+        """Watched like a turn: a device may hang in it as well."""
+        self.heartbeat, self.is_busy = self._clock(), True
+        try:
+            return loop.prepare()
+        finally:
+            self.is_busy = False
 
 
 class StepLoop:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ..kernels.choice import MAX_GATED_ROWS, ROW_BUCKETS
 from .forward import Pass
-from .sizes import CHUNK_ROWS, Sizes
+from .sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes
 
 TOKEN_BUCKETS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LARGE = (6144, 8192)
@@ -82,8 +82,9 @@ class Ladder:
 
 def _beside(rows: int, buckets: list[int]) -> tuple[int, ...]:
     """What fills a bucket together with the rows, since products are computed in tiles of 128 tokens; and the small
-    buckets themselves, of which the rows would leave less than half."""
-    return tuple(sorted({bucket - rows if bucket >= 2 * rows else bucket for bucket in buckets}))
+    buckets themselves, of which the rows would leave less than half, or than a page."""
+    least = max(rows, PAGE_TOKENS)
+    return tuple(sorted({bucket - rows if bucket - rows >= least else bucket for bucket in buckets}))
 
 
 def _padded(tokens: int) -> int:

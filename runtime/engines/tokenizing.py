@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from ..process import num_cores
 
@@ -28,11 +29,17 @@ class Tokenizing(ThreadPoolExecutor):
         loop, gate, has_ended = asyncio.get_running_loop(), threading.Barrier(self._num_threads), True
         try:
             async with asyncio.timeout(patience_s):
-                await asyncio.gather(*(loop.run_in_executor(self, gate.wait) for _ in range(gate.parties)))
+                await asyncio.gather(*(loop.run_in_executor(self, _meet, gate) for _ in range(gate.parties)))
         except TimeoutError:
-            gate.abort()
             logger.error("the model is still being opened; its thread is left behind")
             has_ended = False
         except RuntimeError:
-            pass  # the interpreter is on its way out, and takes no more jobs
+            pass  # the interpreter is on its way out, and takes no more jobs; or a thread too many
+        finally:
+            gate.abort()  # whoever still waits there waits for nobody
         self.shutdown(wait=has_ended)
+
+
+def _meet(gate: threading.Barrier) -> None:
+    with suppress(threading.BrokenBarrierError):
+        gate.wait()

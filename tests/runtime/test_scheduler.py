@@ -419,6 +419,22 @@ def test_beside_more_than_64_rows_a_crowd_goes_first_only_while_more_wait_than_d
     assert [chunked(made) for _ in chunks] == chunks
 
 
+def test_who_waits_for_a_seat_keeps_no_crowd_up() -> None:
+    """One more than there are seats always waits."""
+    made = Scheduler(Capacity(4000, 4, 8, max_batch_tokens=400, mixed_tokens=8), prefix_cache=False)
+    beside = []
+    for _ in range(2000):
+        while made.stats().running + made.stats().waiting < 9:
+            count = made.stats().received_rows
+            made.add(request(f"waits {count}", prompt=100, tokens=150 + 61 * count % 250))
+        batch = made.plan()
+        assert batch is not None
+        if len(batch.decodes) >= 4:
+            beside.append(sum(part.count for part in batch.chunks))
+        made.commit(outcomes(batch))
+    assert len(beside) > 1000 and max(beside[1000:]) == 8
+
+
 def test_where_launches_beside_rows_are_large_no_crowd_goes_first() -> None:
     made = Scheduler(Capacity(4000, 4, 200, max_batch_tokens=400, mixed_tokens=50), prefix_cache=False)
     decoding(made, 4)

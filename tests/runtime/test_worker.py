@@ -120,6 +120,24 @@ def test_an_idle_worker_tells_of_a_device_that_is_lost(monkeypatch: pytest.Monke
     assert stage.worker.step_age_s == 0 and len(looks) == 4
 
 
+def test_what_an_idle_worker_makes_ready_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "QUIET_S", 0.001)
+    stage, seen = Stage(), threading.Event()
+    ages = []
+
+    def prepare() -> bool:
+        ages.append(stage.worker.is_busy)
+        seen.set()
+        return False
+
+    stage.step.prepare = prepare  # type: ignore[method-assign]
+    stage.worker.start()
+    assert seen.wait(60)
+    stage.inbox.put(Stop())
+    stage.until(finished("nobody"))
+    assert all(ages)
+
+
 def test_who_comes_before_a_quiet_moment_does_not_wait_for_what_is_made_ready() -> None:
     stage, calls = Stage(), []
     stage.step.prepare = lambda: calls.append(stage.worker.is_busy) or True  # type: ignore[method-assign]

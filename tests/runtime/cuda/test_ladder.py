@@ -54,11 +54,17 @@ def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_toke
 def test_chunks_and_rows_fill_a_bucket_together_unless_rows_are_most_of_it() -> None:
     chunk_sizes = Ladder(sizes()).chunk_sizes
     assert chunk_sizes[0] == TOKEN_BUCKETS + LARGE
-    assert chunk_sizes[32] == (16, 32, 96, 160, 224, 352, 480, 736, 992, 1504, 2016, 3040, 4064, 6112, 8160)
+    assert chunk_sizes[32] == (16, 64, 96, 160, 224, 352, 480, 736, 992, 1504, 2016, 3040, 4064, 6112, 8160)
     offered = dict(Ladder(sizes()).offered())
     assert offered[0][-1] == 8192 and offered[32] == chunk_sizes[32]
     assert dict(Ladder(sizes(prefill_tokens=5000)).offered())[32][-2:] == (4064, 4936)
     assert chunk_sizes[256][:5] == (16, 64, 128, 192, 256) and chunk_sizes[256][-1] == 8192 - 256
+
+
+@pytest.mark.parametrize("prefill_tokens", [64, 100, 127, 128, 256])
+def test_a_page_of_a_prompt_always_has_a_graph(prefill_tokens: int) -> None:
+    for rows, offered in Ladder(sizes(prefill_tokens=prefill_tokens)).chunk_sizes.items():
+        assert max(offered) >= PAGE_TOKENS, rows
 
 
 def test_every_graph_is_made_once_the_large_ones_later() -> None:

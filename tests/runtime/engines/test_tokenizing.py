@@ -51,3 +51,31 @@ async def test_a_thread_that_does_not_return_is_left_behind(caplog: pytest.LogCa
     assert "left behind" in caplog.text and not held.done()
     hold.set()
     await held
+
+
+async def test_who_gives_the_end_up_leaves_no_thread_waiting() -> None:
+    threads, loop = Tokenizing(2), asyncio.get_running_loop()
+    hold = threading.Event()
+    held = loop.run_in_executor(threads, hold.wait)
+    ending = asyncio.ensure_future(threads.end(60))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait({ending})
+    hold.set()
+    await held
+    threads.shutdown(wait=True)
+    assert ending.cancelled()
+
+
+async def test_without_a_thread_more_the_end_waits_for_those_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, loop = Tokenizing(2), asyncio.get_running_loop()
+    await loop.run_in_executor(threads, int)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    await threads.end(60)
