@@ -16,19 +16,13 @@ from itertools import compress
 from operator import not_
 
 from .batch import Batch, Capacity, Chunk, Outcomes, RowOutcome, Seat
+from .chunking import Chunking
 from .events import FinishReason
 from .flight import Cohort, Flight, Single
 from .messages import Advance, Generate, Output, SchedulerStats
 from .roster import BY_ORDER, Roster
 from .seating import Seating
 from .sequence import Sequence, choices
-
-DRAIN = 32
-"""Prompts that wait beside decoding rows are spread over so many launches, so that those keep their pace."""
-CROWD, FEW, MOST_BEFORE = 8, 1 / 8, 64
-"""Unless more rows wait than decode, and than a crowd: then the many go first; beside up to so many decoding rows until
-few wait, beside more until fewer wait than decode. Not where prompts beside decoding rows take large launches anyway:
-an eighth of the largest is as fast a token."""
 
 Grown = list[tuple[int, tuple[int, ...]]]
 Tokens = abc.Sequence[int]
@@ -49,13 +43,11 @@ class Scheduler:
         secret: bytes = b"",
     ) -> None:
         self.capacity = capacity
-        self._max_tokens = max_batch_tokens or capacity.max_batch_tokens
-        self._mixed_tokens = max_batch_tokens or capacity.mixed_tokens
+        self._chunking = Chunking(capacity, max_batch_tokens)
         self.seating = Seating(capacity, prefix_cache=prefix_cache, secret=secret)
         self._flight = Flight(capacity.tokens_per_launch)
         self._roster = Roster(capacity, self.seating, self._flight)
         self._received_rows = 0
-        self._is_crowded = False
 
     @property
     def is_idle(self) -> bool:
@@ -99,7 +91,8 @@ class Scheduler:
                 filling.append(row)
             elif self._decodes_alone(row, grown):
                 singles.append(Single(row, 0, True))
-        budget = self._chunk_budget(self._flight.num_steady + len(singles), filling)
+        decoding = self._flight.num_steady + len(singles)
+        budget = self._chunking.budget(decoding, filling, self._roster.waiting)
         for row in filling:
             length = 0 if row.slot < 0 or row.preempting else min(len(row.tokens) - row.planned, budget)
             budget -= length
@@ -119,28 +112,6 @@ class Scheduler:
             woken += [row for row in self._roster.running if not row.wake]
         woken.sort(key=BY_ORDER)
         return woken
-
-    def _chunk_budget(self, decoding: int, filling: list[Sequence]) -> int:
-        """Prompt tokens of a launch with `decoding` rows that decode and those of `filling`, which do not yet: at least
-        a page, so that prompts always advance. Where more is left to compute they fill a bucket."""
-        waiting = self._roster.waiting
-        left = sum(len(row.tokens) - row.planned for row in filling)
-        is_crowded = self._crowded(len(filling), len(waiting), decoding)
-        rows, sizes = self.capacity.beside(decoding)
-        budget = self._max_tokens - rows
-        if decoding and not is_crowded:
-            backlog = left + sum(len(row.tokens) for row in waiting)
-            budget = min(budget, max(self._mixed_tokens, backlog // DRAIN))
-        if left > budget:
-            budget = max((size for size in sizes if size <= budget), default=budget)
-        return max(budget, self.capacity.page_size)
-
-    def _crowded(self, filling: int, waiting: int, decoding: int) -> bool:
-        """Rows that wait for a seat make a crowd, and do not keep it up: there is always one."""
-        stays = self._is_crowded and decoding <= MOST_BEFORE and filling >= max(1, decoding * FEW)
-        is_small = self._mixed_tokens < self._max_tokens * FEW
-        self._is_crowded = is_small and (stays or filling + waiting > max(decoding, CROWD))
-        return self._is_crowded
 
     def _launch(self, singles: list[Single], seats: list[Seat], grown: Grown) -> Batch:
         chunks = [Chunk(row.slot, row.planned, length, samples) for row, length, samples in singles if length]
