@@ -46,7 +46,7 @@ class Ladder:
             return Pass(_least(self._rows, num_rows), 0, 0, cuts or full, full)
         rows = _least(self.chunk_sizes, num_rows)
         is_long = fresh and num_tokens > TOKEN_BUCKETS[-1] and num_tokens >= LONG_CHUNK * num_chunks
-        if not is_long and num_chunks <= FEW_CHUNKS and num_tokens <= max(self.chunk_sizes[rows], default=0):
+        if not is_long and num_chunks <= FEW_CHUNKS and num_tokens <= self.chunk_sizes[rows][-1]:
             return Pass(rows, _least(self.chunk_sizes[rows], num_tokens), FEW_CHUNKS, True, full)
         tokens = min(_padded(num_tokens), self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)

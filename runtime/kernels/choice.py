@@ -135,13 +135,19 @@ def default_choice(task: Task) -> Choice:
         return _gemv(task)
     if task.weight_bits == 32:
         return LIBRARY
-    if task.num_rows <= MAX_SKINNY_ROWS:
-        if task.bits == 8 and task.num_outputs > 1 << 14:
-            return _product(task, 128, 128, stages=4, splits=1)
-        if task.bits == 8 or (task.weight_only and not task.gated and task.num_outputs <= 1 << 14):
-            stages = 3 if task.weight_only else 4
-            return _product(task, 64, 256, stages, splits=4 if task.num_rows <= 32 else 2)
-        return _resident(task) if _rests(task) else _skinny(task)
+    return _of_few_rows(task) if task.num_rows <= MAX_SKINNY_ROWS else _of_many_rows(task)
+
+
+def _of_few_rows(task: Task) -> Choice:
+    if task.bits == 8 and task.num_outputs > 1 << 14:
+        return _product(task, 128, 128, stages=4, splits=1)
+    if task.bits == 8 or (task.weight_only and not task.gated and task.num_outputs <= 1 << 14):
+        stages = 3 if task.weight_only else 4
+        return _product(task, 64, 256, stages, splits=4 if task.num_rows <= 32 else 2)
+    return _resident(task) if _rests(task) else _skinny(task)
+
+
+def _of_many_rows(task: Task) -> Choice:
     if task.weight_only:
         return _widened(task)
     most = MAX_GATED_ROWS if task.num_outputs <= 8192 else MAX_GATED_ROWS // 2

@@ -34,7 +34,7 @@ ROW_WORDS = 20
 """Of what the sampler knows of a slot."""
 PLAN_WORDS = 16
 """Of what a program of decode attention is to do."""
-FEW_ROWS = 16
+FEW_ROWS, EARLY_ROWS = 16, 64
 
 _SIZES = {"int32": 4, "float32": 4, "int64": 8, "bfloat16": 2, "float8_e4m3fn": 1}
 
@@ -153,10 +153,10 @@ class Spread(NamedTuple):
 
 def spread(rows: int, line_bytes: int) -> Spread:
     """For a batch of rows, whose keys are of so many bytes a head. Measured on an H100: with few rows the parts'
-    combination is what counts, and with many the pages that are in flight."""
+    combination is what counts, and with many the pages that are in flight; an early begin costs where keys are wide."""
     if rows <= FEW_ROWS:
         return Spread(2, 2, early=True) if line_bytes <= 128 else Spread(1, 4, early=True)
-    return Spread(3, 4, 168, early=rows <= 64) if line_bytes <= 128 else Spread(2, 4)
+    return Spread(3, 4, 168, early=rows <= EARLY_ROWS) if line_bytes <= 128 else Spread(2, 4)
 
 
 def most_programs(max_rows: int, line_bytes: int, processors: int) -> int:

@@ -29,17 +29,21 @@ async def test_they_work_at_once() -> None:
     await threads.end(60)
 
 
-async def test_the_end_waits_for_every_thread_and_not_on_the_loop() -> None:
-    threads, loop = Tokenizing(3), asyncio.get_running_loop()
-    hold = threading.Event()
-    held = loop.run_in_executor(threads, hold.wait)
+async def ending_beside_a_busy_thread() -> tuple[Tokenizing, asyncio.Future[None], threading.Event]:
+    """Threads of which one is busy until the event is set, and their end, which has begun."""
+    threads, hold = Tokenizing(2), threading.Event()
+    asyncio.get_running_loop().run_in_executor(threads, hold.wait)
     ending = asyncio.ensure_future(threads.end(60))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not ending.done()
+    return threads, ending, hold
+
+
+async def test_the_end_waits_for_every_thread_and_not_on_the_loop() -> None:
+    _, ending, hold = await ending_beside_a_busy_thread()
     hold.set()
     await ending
-    assert held.done()
 
 
 async def test_a_thread_that_does_not_return_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
@@ -54,16 +58,10 @@ async def test_a_thread_that_does_not_return_is_left_behind(caplog: pytest.LogCa
 
 
 async def test_who_gives_the_end_up_leaves_no_thread_waiting() -> None:
-    threads, loop = Tokenizing(2), asyncio.get_running_loop()
-    hold = threading.Event()
-    held = loop.run_in_executor(threads, hold.wait)
-    ending = asyncio.ensure_future(threads.end(60))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    threads, ending, hold = await ending_beside_a_busy_thread()
     ending.cancel()
     await asyncio.wait({ending})
     hold.set()
-    await held
     threads.shutdown(wait=True)
     assert ending.cancelled()
 
