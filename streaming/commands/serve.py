@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import os
@@ -16,6 +15,7 @@ import typer
 
 from ...runtime.config import EngineConfig
 from ...runtime.errors import EngineDied, InvalidField, JitneyError
+from ..garbage import collected_when_quiet, settle
 from ..logs import set_up
 from .engine_options import EngineOptions
 from .opening import loading, stderr
@@ -166,11 +166,14 @@ async def _serve(
     async def start() -> None:
         with loading(str(scripted or model)):
             await engine.start()
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays; walking it again and again would hold all threads for 50 ms
+        settle()
+
+    def is_quiet() -> bool:
+        return not (engine.stats().waiting or engine.stats().running)
 
     try:
-        await run_server(app, starting=start, on_ready=_announce, **address)
+        async with collected_when_quiet(is_quiet):
+            await run_server(app, starting=start, on_ready=_announce, **address)
     except EngineDied:
         _leave_soon()
         raise
