@@ -35,6 +35,15 @@ SWEEP_S = 1.0
 logger = logging.getLogger("jitney")
 
 
+class Singles(dict[int, tuple[int, ...]]):
+    """A token as a tuple, made once: an answer keeps those of its tokens, and new ones would be what the garbage
+    collector mostly walks."""
+
+    def __missing__(self, token: int) -> tuple[int, ...]:
+        self[token] = single = (token,)
+        return single
+
+
 class Dispatcher:
     """`stats` holds the worker's latest counters; `idle` is set while no response is open."""
 
@@ -64,6 +73,7 @@ class Dispatcher:
         self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
         self._sweep: asyncio.TimerHandle | None = None
         self._gains: list[Gain] = []
+        self._singles = Singles()
         self._num_open = 0
         self._sent_rows = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -130,7 +140,8 @@ class Dispatcher:
             if isinstance(output, Output):
                 self._take(output.id, output.choice, output, now)
                 continue
-            for (response_id, choice), token in zip(output.names, zip(output.tokens), strict=True):
+            tokens = map(self._singles.__getitem__, output.tokens)
+            for (response_id, choice), token in zip(output.names, tokens, strict=True):
                 self._take(response_id, choice, token, now)
         self._tell()
         self._feed()

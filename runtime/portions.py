@@ -2,14 +2,17 @@
 
 A report of a step with many rows is news for as many readers. Taken in at once it would hold the loop for milliseconds;
 in portions, what a portion sets in motion is sent while the next ones are still to come, and timers and other sockets
-have their turn in between. Nothing overtakes: later news waits until a report is all taken in. Where the loop lags
-behind the device, the reports that wait are taken in as one: a choice that advanced in several of them is told of all
-its tokens at once, so that the loop has less to do the more it lags.
+have their turn in between. News gets as much of the loop's time as all else: a turn that reads many new requests would
+otherwise come between any two portions, and hold every answer up as often as there are portions. Nothing overtakes:
+later news waits until a report is all taken in. Where the loop lags behind the device, the reports that wait are taken
+in as one: a choice that advanced in several of them is told of all its tokens at once, so that the loop has less to do
+the more it lags.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -28,9 +31,15 @@ class Portions:
     `_waiting` is the crossing: one side appends, the other takes from its front, and neither waits for the other.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[News], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[News], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._loop = loop
         self._take = take
+        self._clock = clock
         self._waiting: deque[News] = deque()
         self._parts: deque[News] = deque()
 
@@ -48,16 +57,27 @@ class Portions:
             self._parts.extend(_portions(_gathered(self._waiting)))
             self._next()
 
-    def _next(self) -> None:
-        """Take the first in, and come back for the others. It waits until it is taken in, so that no other begins."""
+    def _next(self, left_at: float | None = None) -> None:
+        """Take the first in, and those after it for as long as the loop was at other things since `left_at`; come back
+        for the others."""
+        came_at = self._clock()
+        until = came_at if left_at is None else 2 * came_at - left_at
+        try:
+            self._take_first()
+            while self._parts and self._clock() < until:
+                self._take_first()
+        finally:
+            if self._waiting and not self._parts:
+                self._parts.extend(_portions(_gathered(self._waiting)))
+            if self._parts:
+                self._loop.call_soon(self._next, self._clock())
+
+    def _take_first(self) -> None:
+        """It waits until it is taken in, so that no other begins."""
         try:
             self._take(self._parts[0])
         finally:
             self._parts.popleft()
-            if self._waiting and not self._parts:
-                self._parts.extend(_portions(_gathered(self._waiting)))
-            if self._parts:
-                self._loop.call_soon(self._next)
 
 
 def _gathered(waiting: deque[News]) -> News:

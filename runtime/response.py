@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from itertools import chain
 from typing import Any
 
 from .backend import Detokenizer, Tokenizer
@@ -26,21 +27,21 @@ class Choice:
 
     __slots__ = (
         "_detokenizer", "_is_plain", "_logprobs", "_params", "_stops", "_text", "_tokenizer",
-        "finish_reason", "index", "matched", "num_tokens", "tokens",
+        "_tokens", "finish_reason", "index", "matched", "num_new", "num_tokens",
     )  # fmt: skip
 
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
         self.index = index
         self.finish_reason: FinishReason | None = None
         self.matched: str | int | None = None
-        self.num_tokens = 0
+        self.num_tokens = self.num_new = 0
+        """So far, and those of them of which no event tells yet."""
         self._params = params
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
         self._stops: StopMatcher | None = None
         self._text = ""
-        self.tokens: list[int] = []
-        """Those of which no event tells yet."""
+        self._tokens: list[tuple[int, ...]] = []
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._is_plain = params.logprobs is None and not params.stops
 
@@ -59,8 +60,9 @@ class Choice:
 
     def add(self, tokens: tuple[int, ...], *, shows: bool = True) -> None:
         """One more token, or several where no stop string is looked for. The text of a hidden end id is not shown."""
-        self.tokens += tokens
+        self._tokens.append(tokens)
         self.num_tokens += len(tokens)
+        self.num_new += len(tokens)
         if shows and self._params.detokenize:
             text = (self._detokenizer or self._take_out()).push(tokens)
             if self._stops is None:
@@ -78,9 +80,10 @@ class Choice:
 
     def collect(self) -> tuple[int, str, tuple[int, ...], tuple[TokenLogprobs, ...] | None]:
         """What is new, as an event's fields: `index`, `text`, `token_ids` and `logprobs`."""
-        text, tokens, logprobs = self._text, tuple(self.tokens), None
-        self._text = ""
-        self.tokens.clear()
+        text, parts, logprobs = self._text, self._tokens, None
+        tokens = parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
+        self._text, self.num_new = "", 0
+        parts.clear()
         if self._logprobs is not None:
             logprobs = tuple(self._logprobs)
             self._logprobs.clear()
@@ -237,7 +240,7 @@ class Response:
         if choice.finish_reason is not None:
             self._finish(choice)
             return True
-        if len(choice.tokens) >= self.params.stream_interval:
+        if choice.num_new >= self.params.stream_interval:
             self.log.append(Event(self.id, self.log.last_seq + 1, "delta", *choice.collect()))
         return False
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 LOOK_S = 1.0
-YOUNG, MIDDLE, OLD = 10_000, 50, 20
+YOUNG, MIDDLE, OLD = 5_000, 200, 20
 """Thresholds of `gc`: new objects of a collection of the youngest, and how many of those come before the next older.
-Without a quiet moment a full one comes after ten million: some minutes at 50,000 tokens a second."""
-WORTH = 10
+Without a quiet moment a full one comes after twenty million."""
+WORTH = 20
 """Collections of the youngest, after which a quiet moment is used for a full one."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ def report(step: int, count: int) -> Report:
     return Report([Output(f"{step}-{row}", 0) for row in range(count)], SchedulerStats(steps=step))
 
 
+def timeless(take: Callable[[Any], None]) -> Portions:
+    """Nothing takes time: a portion a turn."""
+    return Portions(asyncio.get_running_loop(), take, lambda: 0.0)
+
+
 async def turns(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -25,7 +31,7 @@ async def turns(count: int) -> None:
 
 async def test_a_report_is_taken_in_a_portion_a_turn_and_nothing_overtakes() -> None:
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     news = [Opened(Capacity(1, 1, 1)), report(1, 3 * MAX_OUTPUTS + 1), report(2, 2), Stopped(None)]
     for each in news:
         assert portions.post(each)
@@ -42,10 +48,63 @@ async def test_a_report_is_taken_in_a_portion_a_turn_and_nothing_overtakes() -> 
 @pytest.mark.parametrize("count", [0, 1, MAX_OUTPUTS])
 async def test_a_small_report_is_taken_at_once_and_whole(count: int) -> None:
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     portions.post(report(1, count))
     await turns(1)
     assert taken == [report(1, count)]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("others_ms", "portions_each"), [(0, 1), (1, 1), (3, 3), (100, 15)])
+async def test_a_turn_takes_portions_for_as_long_as_the_loop_was_at_other_things(
+    others_ms: int, portions_each: int
+) -> None:
+    """Each portion takes 1 ms."""
+    clock, loop, taken = Clock(), asyncio.get_running_loop(), 0
+    turns_of: list[int] = []
+
+    def take(news: Any) -> None:
+        nonlocal taken
+        taken += 1
+        clock.now += 0.001
+
+    portions = Portions(loop, take, clock)
+    portions.post(report(1, 16 * MAX_OUTPUTS))
+    await turns(1)
+    assert taken == 1
+    while taken < 16:
+        before = taken
+        clock.now += others_ms / 1000
+        await turns(1)
+        turns_of.append(taken - before)
+    assert set(turns_of[:-1]) <= {portions_each} and sum(turns_of) == 15
+
+
+async def test_what_raises_in_the_middle_of_a_turn_leaves_the_rest_for_the_next() -> None:
+    clock, taken = Clock(), []
+    told: list[Any] = []
+
+    def take(news: Any) -> None:
+        taken.append(news)
+        if len(taken) == 3:
+            raise ValueError("the third")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    portions = Portions(loop, take, clock)
+    portions.post(report(1, 5 * MAX_OUTPUTS))
+    await turns(1)
+    clock.now += 1.0
+    await turns(1)
+    assert len(taken) == 3
+    await turns(5)
+    assert len(taken) == 5 and [str(error) for error in told] == ["the third"]
 
 
 async def test_what_raises_stops_nothing_behind_it() -> None:
@@ -59,7 +118,7 @@ async def test_what_raises_stops_nothing_behind_it() -> None:
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
-    portions = Portions(loop, take)
+    portions = timeless(take)
     portions.post(report(1, 2 * MAX_OUTPUTS))
     portions.post(report(2, 1))
     await turns(5)
@@ -74,7 +133,7 @@ def test_a_closed_loop_takes_nothing() -> None:
 
 async def test_news_of_many_choices_is_cut_as_well() -> None:
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     names = tuple((f"r{row}", 0) for row in range(2 * MAX_OUTPUTS + 1))
     advance = Advance(names, list(range(len(names))))
     portions.post(Report([Output("first", 0), advance], SchedulerStats()))
@@ -108,7 +167,7 @@ async def test_reports_that_wait_are_taken_in_as_one_and_each_choice_hears_all_i
         outputs.append(Advance(advancing, [1000 * step + row for row in range(len(advancing))]))
         reports.append(Report(outputs, SchedulerStats(steps=step)))
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     for each in reports:
         portions.post(each)
     await turns(200)
@@ -120,7 +179,7 @@ async def test_reports_that_wait_are_taken_in_as_one_and_each_choice_hears_all_i
 
 async def test_what_comes_after_a_report_waits_for_it_and_ends_a_round() -> None:
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     names = tuple((f"r{row}", 0) for row in range(MAX_OUTPUTS + 1))
     advance = Report([Advance(names, list(range(len(names))))], SchedulerStats())
     for news in (advance, advance, advance, Stopped(None)):
@@ -133,7 +192,7 @@ async def test_what_comes_after_a_report_waits_for_it_and_ends_a_round() -> None
 
 async def test_what_comes_while_a_report_is_taken_in_waits_and_is_then_taken_in_as_one() -> None:
     taken: list[Any] = []
-    portions = Portions(asyncio.get_running_loop(), taken.append)
+    portions = timeless(taken.append)
     portions.post(report(1, 2 * MAX_OUTPUTS))
     await turns(1)
     assert len(taken) == 1
