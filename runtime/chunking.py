@@ -14,6 +14,9 @@ CROWD = 8
 MOST_BESIDE, FEW = 64, 1 / 8
 """Beside up to so many decoding rows a crowd goes first until it is a small share of them; beside more, while it is a
 crowd."""
+HELD_UP = 512
+"""Beside more than `MOST_BESIDE` rows, all of which wait for it, a launch takes half of the prompt tokens that it takes
+beside fewer, where that is more than so many."""
 SMALL_SHARE = 1 / 8
 """A launch beside decoding rows of this share of the largest is as fast a token: then no crowd has to go first."""
 
@@ -37,7 +40,8 @@ class Chunking:
         budget = self._most - rows
         if decoding and not is_crowded:
             backlog = left + sum(len(row.tokens) for row in waiting)
-            budget = min(budget, max(self._mixed, backlog // DRAIN))
+            mixed = self._mixed if decoding <= MOST_BESIDE else max(min(self._mixed, HELD_UP), self._mixed // 2)
+            budget = min(budget, max(mixed, backlog // DRAIN))
         if left > budget:
             budget = max((size for size in sizes if size <= budget), default=budget)
         return max(budget, self._capacity.page_size)

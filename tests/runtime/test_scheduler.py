@@ -442,6 +442,16 @@ def test_where_launches_beside_rows_are_large_no_crowd_goes_first() -> None:
     assert chunked(made) == 50
 
 
+@pytest.mark.parametrize(
+    ("mixed", "rows", "chunk"), [(2048, 64, 2048), (2048, 65, 1024), (600, 64, 600), (600, 65, 512), (200, 65, 200)]
+)
+def test_beside_more_than_64_rows_a_launch_takes_half_as_much(mixed: int, rows: int, chunk: int) -> None:
+    made = Scheduler(Capacity(9000, 4, 80, max_batch_tokens=8192, mixed_tokens=mixed), prefix_cache=False)
+    decoding(made, rows)
+    waiting(made, 2, prompt=3000)
+    assert chunked(made) == chunk
+
+
 def test_chunks_fill_a_bucket_with_the_rows_that_decode() -> None:
     sizes = ((0, (16, 64)), (8, (16, 56)), (32, (16, 32)))
     capacity = Capacity(4000, 4, 60, max_batch_tokens=64, mixed_tokens=60, chunk_sizes=sizes)
