@@ -28,6 +28,7 @@ class Chunking:
         self._capacity = capacity
         self._most = max_batch_tokens or capacity.max_batch_tokens
         self._mixed = max_batch_tokens or capacity.mixed_tokens
+        self._halved = max(min(self._mixed, HELD_UP), self._mixed // 2)
         self._has_crowds = self._mixed < self._most * SMALL_SHARE
         self._is_crowded = False
 
@@ -40,7 +41,7 @@ class Chunking:
         budget = self._most - rows
         if decoding and not is_crowded:
             backlog = left + sum(len(row.tokens) for row in waiting)
-            mixed = self._mixed if decoding <= MOST_BESIDE else max(min(self._mixed, HELD_UP), self._mixed // 2)
+            mixed = self._mixed if decoding <= MOST_BESIDE else self._halved
             budget = min(budget, max(mixed, backlog // DRAIN))
         if left > budget:
             budget = max((size for size in sizes if size <= budget), default=budget)

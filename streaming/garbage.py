@@ -27,7 +27,7 @@ class Garbage:
         self._was_quiet = False
 
     def look(self) -> bool:
-        """Call it once a `LOOK_S`: collects when two looks in a row find it quiet, and enough is new. Whether it did."""
+        """Call it once a `LOOK_S`. Collects when two looks in a row find it quiet and enough is new: True if so."""
         was_quiet, self._was_quiet = self._was_quiet, self._is_quiet()
         _, young, middle = gc.get_count()
         if not (was_quiet and self._was_quiet) or young + middle * MIDDLE < WORTH:

@@ -245,12 +245,12 @@ class DecodeAttention:
         processors: int | None = None,
         programs: int | None = None,
     ) -> None:
-        self._line_bytes = head_dim * stored.itemsize
+        self._keys = head_dim, stored.itemsize
         self._programs = programs
         if processors is None:
             processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
         self._processors = processors
-        most = programs or most_programs(max_rows, self._line_bytes, processors)
+        most = programs or most_programs(max_rows, *self._keys, processors)
         self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}
         self._group_rows, self._dim = group_rows(num_q_heads, num_kv_heads), padded_dim(head_dim)
         buffers = for_decode_attention(most, max_rows, num_q_heads, num_kv_heads, head_dim)
@@ -262,7 +262,7 @@ class DecodeAttention:
     def plan(self, slots: Tensor, positions: Tensor, idle: int) -> None:
         """Once a step, before its first layer: share out the pages of rows at `positions` of `slots`, both [rows]
         int32; `idle` is the slot of rows that pad. An ordinary launch must come before the first layer's."""
-        programs = spread(slots.shape[0], self._line_bytes).programs
+        programs = spread(slots.shape[0], *self._keys).programs
         for plan in self._plans.values():
             plan.fill(slots, positions, idle, self._programs or self._processors * programs)
 
@@ -281,7 +281,7 @@ class DecodeAttention:
         as it is) into out [rows, q_heads * head_dim], and write the new keys and values into their pages. Slots and
         positions are those of the plan. With `window`, a row sees the last `window` positions, its own among them.
         Rows of the idle slot leave everything as it is, their row of `out` too."""
-        plan, how = self._plans[window], spread(qkv.shape[0], self._line_bytes)
+        plan, how = self._plans[window], spread(qkv.shape[0], *self._keys)
         pdl = self._pdl and how.early
         decode_attention_kernel[(plan.programs,)](
             qkv, slots, positions, rotary.cos, rotary.sin, rotary.norm, rotary.eps,

@@ -108,7 +108,7 @@ def product(
             prefetch(weight, row, K, first, PREFETCH)
         gdc_wait()
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    own = m % M  # rows that are not there read others, not all the same one: that would be a queue for its bytes
+    own = m % M  # rows that are not there read others': all reading one would queue for its bytes
     source = own.to(tl.int64) * K
     total = tl.zeros([TILE, ROWS], tl.float32)
     for start in range(first, min(first + length, K), BLOCK_K):

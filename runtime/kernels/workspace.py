@@ -151,16 +151,18 @@ class Spread(NamedTuple):
     early: bool = False
 
 
-def spread(rows: int, line_bytes: int) -> Spread:
-    """For a batch of rows, whose keys are of so many bytes a head. Measured on an H100: with few rows the parts'
-    combination is what counts, and with many the pages that are in flight; an early begin costs where keys are wide."""
+def spread(rows: int, head_dim: int, item_bytes: int) -> Spread:
+    """For a batch of rows, whose keys have `head_dim` items a head. Measured on an H100: with few rows the parts'
+    combination is what counts, and with many the pages that are in flight; an early begin costs where heads are
+    wide."""
+    is_narrow = head_dim * item_bytes <= 128
     if rows <= FEW_ROWS:
-        return Spread(2, 2, early=True) if line_bytes <= 128 else Spread(1, 4, early=True)
-    return Spread(3, 4, 168, early=rows <= EARLY_ROWS) if line_bytes <= 128 else Spread(2, 4)
+        return Spread(2, 2, early=True) if is_narrow else Spread(1, 4, early=True)
+    return Spread(3, 4, 168, early=rows <= EARLY_ROWS and head_dim <= 64) if is_narrow else Spread(2, 4)
 
 
-def most_programs(max_rows: int, line_bytes: int, processors: int) -> int:
-    return processors * max(spread(rows, line_bytes).programs for rows in (1, max_rows))
+def most_programs(max_rows: int, head_dim: int, item_bytes: int, processors: int) -> int:
+    return processors * max(spread(rows, head_dim, item_bytes).programs for rows in (1, max_rows))
 
 
 def group_rows(num_q_heads: int, num_kv_heads: int) -> int:

@@ -443,7 +443,8 @@ def test_where_launches_beside_rows_are_large_no_crowd_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixed", "rows", "chunk"), [(2048, 64, 2048), (2048, 65, 1024), (600, 64, 600), (600, 65, 512), (200, 65, 200)]
+    ("mixed", "rows", "chunk"),
+    [(2048, 64, 2048), (2048, 65, 1024), (600, 64, 600), (600, 65, 512), (200, 65, 200)],
 )
 def test_beside_more_than_64_rows_a_launch_takes_half_as_much(mixed: int, rows: int, chunk: int) -> None:
     made = Scheduler(Capacity(9000, 4, 80, max_batch_tokens=8192, mixed_tokens=mixed), prefix_cache=False)
