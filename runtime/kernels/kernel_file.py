@@ -58,7 +58,7 @@ def this_card() -> MadeFor:
         torch.cuda.get_device_name(),
         torch.cuda.get_device_capability(),
         triton.__version__,
-        torch.__version__,
+        str(torch.__version__),
     )
 
 

@@ -12,15 +12,28 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from jitney.runtime.errors import ModelError
 from jitney.runtime.kernels.choice import LIBRARY
-from jitney.runtime.kernels.kernel_file import PREFIX, KernelFile, MadeFor, read_kernels
+from jitney.runtime.kernels.kernel_file import PREFIX, KernelFile, MadeFor, read_kernels, this_card
 
 SUPPORT = Path(__file__).parents[2] / "support"
 CARD = MadeFor("NVIDIA H100 80GB HBM3", (9, 0), "3.6.0", "2.9.1+cu128")
+
+
+def test_what_this_card_says_of_itself_can_be_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch's version is a class of its own, and a device's capability whatever torch makes of it."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: CARD.card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: CARD.capability)
+    path = tmp_path / "kernels.bin"
+    path.write_bytes(KernelFile(this_card()).encoded())
+    assert read_kernels(path).made_for == this_card()
+    assert this_card().torch == torch.__version__
 
 
 def ran(script: str, cache: Path, *words: object) -> Any:
