@@ -6,7 +6,7 @@ pass's size. So the same call computes at once, or is captured as a graph and re
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,28 +14,7 @@ from torch import Tensor
 from ..kernels.rows import Gathered, Slotwise, gather, publish
 from ..kernels.scores import Scorer, Scores
 from ..model.layers import Layers
-
-
-class Pass(NamedTuple):
-    """A pass's size: `rows` decode, `tokens` prompt tokens follow them in at most `chunks` chunks, padding included.
-    `cuts`: some row samples with top_k, top_p or min_p. `full`: some row's logits are adjusted, or its
-    log-probabilities asked for. `fresh`: every chunk starts at position 0."""
-
-    rows: int
-    tokens: int
-    chunks: int
-    cuts: bool
-    full: bool
-    fresh: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        return self.rows + self.tokens
-
-    @property
-    def num_samples(self) -> int:
-        return self.rows + self.chunks
-
+from .sizes import Pass
 
 Packed = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from .forward import Pass
+from .sizes import Pass
 
 Replay = Callable[[], object]
 Record = Callable[[Callable[[], object]], Replay]

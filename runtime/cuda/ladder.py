@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..kernels.choice import MAX_GATED_ROWS, ROW_BUCKETS
-from .forward import Pass
-from .sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes
+from .sizes import CHUNK_ROWS, PAGE_TOKENS, Pass, Sizes
 
 TOKEN_BUCKETS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LARGE = (6144, 8192)
@@ -50,6 +49,18 @@ class Ladder:
             return Pass(rows, _least(self.chunk_sizes[rows], num_tokens), FEW_CHUNKS, True, full)
         tokens = min(_padded(num_tokens), self._most_tokens)
         return Pass(_least((0, *self._rows), num_rows), tokens, CHUNK_ROWS, True, full, fresh)
+
+    def first(self) -> Iterator[Pass]:
+        """Graphs that are captured before the engine opens: without these a stream would stutter."""
+        yield from self.mixed(large=False)
+        yield from self.decoding()
+        yield from self.decoding(cuts=True)
+
+    def graphs(self) -> Iterator[Pass]:
+        """All, in the order in which they are captured."""
+        yield from self.first()
+        yield from self.decoding(full=True)
+        yield from self.mixed(large=True)
 
     def decoding(self, *, cuts: bool = False, full: bool = False) -> Iterator[Pass]:
         """From large to small, so that the small share the large ones' memory."""

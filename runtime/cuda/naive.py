@@ -11,7 +11,8 @@ from ..kernels.weight import Weight, product_reference
 from ..model.config import ModelConfig
 from ..model.forward import activate, norm, rotate
 from ..model.layers import Layers
-from .forward import Packed, Pass
+from .forward import Packed
+from .sizes import Pass
 
 
 class NaiveOps:

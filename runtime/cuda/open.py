@@ -7,7 +7,7 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -32,7 +32,7 @@ from ..model.linear_int8 import rounded
 from ..weights.cache import cache_root
 from ..weights.random_weights import RandomWeights
 from .arena import Arena
-from .forward import Forward, Ops, Pass
+from .forward import Forward, Ops
 from .graphs import Graphs, cuda_recorder, plain_recorder
 from .ladder import Ladder
 from .naive import NaiveOps
@@ -149,7 +149,7 @@ def build_step(
         forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
     ladder = Ladder(sizes)
     record = cuda_recorder() if device.type == "cuda" and not naive else plain_recorder
-    graphs = Graphs(forward.run, _ladder(ladder), record)
+    graphs = Graphs(forward.run, ladder.graphs(), record)
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
@@ -159,9 +159,9 @@ def build_step(
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
     if kernels is not None:
         rehearsed = Forward(_one_of_each(model, layers), ops, sampler, slotwise, buffers, outbox.ring)
-        kernels.compile(lambda: step.rehearse(rehearsed, [*_ladder(ladder), *ladder.launched()]))
+        kernels.compile(lambda: step.rehearse(rehearsed, [*ladder.graphs(), *ladder.launched()]))
     if device.type == "cuda":
-        _capture(step, sum(1 for _ in _needed(ladder)))
+        _capture(step, sum(1 for _ in ladder.first()))
     return step
 
 
@@ -179,19 +179,6 @@ def mixed_tokens(model: ModelConfig, most: int) -> int:
     layer = attention + hidden * model.intermediate_size * (3 if model.gated_mlp else 2)
     tokens = int(PREFILL_FLOPS / (2 * layer * model.num_layers))
     return min(most, max(4 * PAGE_TOKENS, tokens // PAGE_TOKENS * PAGE_TOKENS))
-
-
-def _needed(ladder: Ladder) -> Iterator[Pass]:
-    """What is captured before the engine opens: without these a stream would stutter."""
-    yield from ladder.mixed(large=False)
-    yield from ladder.decoding()
-    yield from ladder.decoding(cuts=True)
-
-
-def _ladder(ladder: Ladder) -> Iterator[Pass]:
-    yield from _needed(ladder)
-    yield from ladder.decoding(full=True)
-    yield from ladder.mixed(large=True)
 
 
 def _one_of_each(model: ModelConfig, layers: Layers) -> Layers:

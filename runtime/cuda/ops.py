@@ -16,7 +16,8 @@ from ..kernels.rows import Gathered
 from ..kernels.weight import Weight
 from ..model.config import ModelConfig
 from ..model.layers import Layers
-from .forward import Packed, Pass
+from .forward import Packed
+from .sizes import Pass
 
 
 class KernelOps:

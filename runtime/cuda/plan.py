@@ -14,6 +14,7 @@ from ..config import EngineConfig
 from ..errors import CannotServe
 from ..kernels import workspace
 from ..model.config import ModelConfig
+from .ladder import Ladder
 from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths, page_elements, region_words, slot_regions
 
 MAX_ROWS = 256
@@ -96,7 +97,7 @@ def _parts(
         "slots": 4 * sum(map(region_words, slot_regions(sizes).values())) + workspace.num_bytes(gathered),
         "rotary tables": 2 * 4 * sizes.context * model.head_dim,
         "sampling": _sampling(model, sizes),
-        "graphs": 2 * len(sizes.row_buckets) * GRAPH_BYTES,
+        "graphs": sum(1 for _ in Ladder(sizes).graphs()) * GRAPH_BYTES,
         "CUDA": FIXED_BYTES,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,6 +49,27 @@ class Sizes(msgspec.Struct, frozen=True):
     def row_buckets(self) -> tuple[int, ...]:
         """Sizes of decode batches that have a graph; the last holds every row."""
         return (*(bucket for bucket in ROW_BUCKETS if bucket < self.max_rows), self.max_rows)
+
+
+class Pass(NamedTuple):
+    """A pass's size: `rows` decode, `tokens` prompt tokens follow them in at most `chunks` chunks, padding included.
+    `cuts`: some row samples with top_k, top_p or min_p. `full`: some row's logits are adjusted, or its
+    log-probabilities asked for. `fresh`: every chunk starts at position 0."""
+
+    rows: int
+    tokens: int
+    chunks: int
+    cuts: bool
+    full: bool
+    fresh: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows + self.tokens
+
+    @property
+    def num_samples(self) -> int:
+        return self.rows + self.chunks
 
 
 def buffer_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, int]]:

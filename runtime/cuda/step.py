@@ -31,13 +31,13 @@ from ..batch import (
 from ..errors import DeviceLost
 from ..kernels import row_words
 from .arena import Arena, Patch
-from .forward import Forward, Pass
+from .forward import Forward
 from .graphs import Graphs
 from .ladder import Ladder
 from .outbox import Outbox, Posting
 from .sampling_state import SamplingState, is_cut, needs_full, refusal
 from .scores import ChunkScores, PromptScores, ScoreCopy
-from .sizes import CHUNK_ROWS
+from .sizes import CHUNK_ROWS, Pass
 from .staging import Staging
 from .state import SlotState
 

@@ -16,9 +16,9 @@ from triton.runtime import driver
 
 from jitney.export.card import tasks
 from jitney.runtime.config import EngineConfig
-from jitney.runtime.cuda.forward import Pass
 from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import plan_device
+from jitney.runtime.cuda.sizes import Pass
 from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.kernels import linear
 from jitney.runtime.kernels.choice import MAX_SKINNY_ROWS, Choice, Task, default_choice

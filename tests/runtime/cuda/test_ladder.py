@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jitney.runtime.cuda.forward import Pass
 from jitney.runtime.cuda.ladder import EAGER_STEP, FEW_CHUNKS, LARGE, TOKEN_BUCKETS, Ladder
-from jitney.runtime.cuda.sizes import CHUNK_ROWS, PAGE_TOKENS, Sizes, region_words, slot_regions
+from jitney.runtime.cuda.sizes import CHUNK_ROWS, PAGE_TOKENS, Pass, Sizes, region_words, slot_regions
 
 
 def sizes(max_rows: int = 256, prefill_tokens: int = 8192, context: int = 4096) -> Sizes:

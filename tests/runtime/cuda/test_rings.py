@@ -9,9 +9,9 @@ pytest.importorskip("triton")
 
 from jitney.runtime.cuda import staging as staging_module
 from jitney.runtime.cuda.arena import Arena, Patch
-from jitney.runtime.cuda.forward import Pass
 from jitney.runtime.cuda.graphs import Graphs, plain_recorder
 from jitney.runtime.cuda.outbox import Outbox
+from jitney.runtime.cuda.sizes import Pass
 from jitney.runtime.cuda.staging import Staging
 from jitney.runtime.kernels.rows import RING
 
