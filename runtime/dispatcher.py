@@ -35,15 +35,6 @@ SWEEP_S = 1.0
 logger = logging.getLogger("jitney")
 
 
-class Singles(dict[int, tuple[int, ...]]):
-    """A token as a tuple, made once: an answer keeps those of its tokens, and new ones would be what the garbage
-    collector mostly walks."""
-
-    def __missing__(self, token: int) -> tuple[int, ...]:
-        self[token] = single = (token,)
-        return single
-
-
 class Dispatcher:
     """`stats` holds the worker's latest counters; `idle` is set while no response is open."""
 
@@ -73,7 +64,6 @@ class Dispatcher:
         self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
         self._sweep: asyncio.TimerHandle | None = None
         self._gains: list[Gain] = []
-        self._singles = Singles()
         self._num_open = 0
         self._sent_rows = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -140,9 +130,8 @@ class Dispatcher:
             if isinstance(output, Output):
                 self._take(output.id, output.choice, output, now)
                 continue
-            tokens = map(self._singles.__getitem__, output.tokens)
-            for (response_id, choice), token in zip(output.names, tokens, strict=True):
-                self._take(response_id, choice, token, now)
+            for (response_id, choice), tokens in zip(output.names, output.tokens, strict=True):
+                self._take(response_id, choice, tokens, now)
         self._tell()
         self._feed()
 
@@ -179,7 +168,7 @@ class Dispatcher:
         return True
 
     def _take(self, response_id: str, index: int, told: Output | tuple[int, ...], now: float) -> None:
-        """One choice's news: an output, or a token of which nothing else is to be told."""
+        """One choice's news: an output, or tokens of which nothing else is to be told."""
         response = self._responses.get(response_id)
         if response is None or response.log.is_sealed:
             self._late_events += 1

@@ -79,11 +79,20 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Advance(msgspec.Struct, frozen=True):
-    """News of many choices at once: (id, choice) of each, and its one new token, of which nothing else is to be told.
-    At most one a report, and no choice stands in it and in an `Output`."""
+    """News of many choices at once: (id, choice) of each, and its new tokens, of which nothing else is to be told. A
+    step's report has at most one, with one token each, and no choice stands in it and in an `Output`."""
 
     names: Sequence[tuple[str, int]]
-    tokens: Sequence[int]
+    tokens: Sequence[tuple[int, ...]]
+
+
+class Singles(dict[int, tuple[int, ...]]):
+    """A token as a tuple, made once: an answer keeps those of its tokens, and new ones would be what the garbage
+    collector mostly walks."""
+
+    def __missing__(self, token: int) -> tuple[int, ...]:
+        self[token] = single = (token,)
+        return single
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,17 +94,18 @@ def _gathered(waiting: deque[News]) -> News:
 def _joined(reports: list[Report]) -> Report:
     """Each choice's news in its order; that of different choices may change places."""
     outputs: list[Output | Advance] = []
-    advanced: dict[tuple[str, int], list[int]] = {}
+    advanced: dict[tuple[str, int], tuple[int, ...]] = {}
     for output in [output for report in reports for output in report.outputs]:
         if isinstance(output, Advance):
-            for name, token in zip(output.names, output.tokens, strict=True):
-                advanced.setdefault(name, []).append(token)
+            for name, tokens in zip(output.names, output.tokens, strict=True):
+                advanced[name] = advanced.get(name, ()) + tokens
             continue
         name = output.id, output.choice
         if name in advanced:
-            outputs.append(Output(*name, tuple(advanced.pop(name))))
+            outputs.append(Output(*name, advanced.pop(name)))
         outputs.append(output)
-    outputs += [Output(*name, tuple(tokens)) for name, tokens in advanced.items()]
+    if advanced:
+        outputs.append(Advance(tuple(advanced), tuple(advanced.values())))
     return Report(outputs, reports[-1].stats)
 
 

@@ -19,7 +19,7 @@ from .batch import Batch, Capacity, Chunk, Outcomes, RowOutcome, Seat
 from .chunking import Chunking
 from .events import FinishReason
 from .flight import Cohort, Flight, Single
-from .messages import Advance, Generate, Output, SchedulerStats
+from .messages import Advance, Generate, Output, SchedulerStats, Singles
 from .roster import BY_ORDER, Roster
 from .seating import Seating
 from .sequence import Sequence, choices
@@ -48,6 +48,7 @@ class Scheduler:
         self._flight = Flight(capacity.tokens_per_launch)
         self._roster = Roster(capacity, self.seating, self._flight)
         self._received_rows = 0
+        self._singles = Singles()
 
     @property
     def is_idle(self) -> bool:
@@ -207,7 +208,7 @@ class Scheduler:
         for push, token in zip(pushes, tokens, strict=True):
             push(token)
         if tokens:
-            outputs.append(Advance(names, tokens))
+            outputs.append(Advance(names, [*map(self._singles.__getitem__, tokens)]))
 
     def _settle(self, single: Single, outcome: RowOutcome | None, outputs: list[Output | Advance]) -> None:
         """What a launch gave one row."""

@@ -89,7 +89,7 @@ def reports_of(rng: random.Random, rows: dict[tuple[str, int], list[Output]]) ->
             if not rows[name]:
                 del rows[name]
         if plain:
-            outputs.append(Advance([name for name, _ in plain], [token for _, token in plain]))
+            outputs.append(Advance([name for name, _ in plain], [(token,) for _, token in plain]))
         reports.append(Report(outputs, SchedulerStats(free_rows=8, received_rows=10**6)))
     return reports
 

@@ -135,7 +135,7 @@ async def test_news_of_many_choices_is_cut_as_well() -> None:
     taken: list[Any] = []
     portions = timeless(taken.append)
     names = tuple((f"r{row}", 0) for row in range(2 * MAX_OUTPUTS + 1))
-    advance = Advance(names, list(range(len(names))))
+    advance = Advance(names, [(row,) for row in range(len(names))])
     portions.post(Report([Output("first", 0), advance], SchedulerStats()))
     await turns(10)
     assert [len(spelled(each.outputs)) for each in taken] == [1, MAX_OUTPUTS, MAX_OUTPUTS, 1]
@@ -164,7 +164,7 @@ async def test_reports_that_wait_are_taken_in_as_one_and_each_choice_hears_all_i
         ended, names = names[:3], names[3:]
         outputs: list[Output | Advance] = [Output(*name, (step,), finish_reason="length") for name in ended]
         advancing = tuple(name for name in names if rng.random() < 0.9)
-        outputs.append(Advance(advancing, [1000 * step + row for row in range(len(advancing))]))
+        outputs.append(Advance(advancing, [(1000 * step + row,) for row in range(len(advancing))]))
         reports.append(Report(outputs, SchedulerStats(steps=step)))
     taken: list[Any] = []
     portions = timeless(taken.append)
@@ -181,13 +181,13 @@ async def test_what_comes_after_a_report_waits_for_it_and_ends_a_round() -> None
     taken: list[Any] = []
     portions = timeless(taken.append)
     names = tuple((f"r{row}", 0) for row in range(MAX_OUTPUTS + 1))
-    advance = Report([Advance(names, list(range(len(names))))], SchedulerStats())
+    advance = Report([Advance(names, [(row,) for row in range(len(names))])], SchedulerStats())
     for news in (advance, advance, advance, Stopped(None)):
         portions.post(news)
     await turns(10)
     assert taken[-1] == Stopped(None)
-    assert [len(each.outputs) for each in taken[:-1]] == [MAX_OUTPUTS, 1]
-    assert taken[0].outputs[0] == Output("r0", 0, (0, 0, 0))
+    assert [len(spelled(each.outputs)) for each in taken[:-1]] == [MAX_OUTPUTS, 1]
+    assert spelled(taken[0].outputs)[0] == Output("r0", 0, (0, 0, 0))
 
 
 async def test_what_comes_while_a_report_is_taken_in_waits_and_is_then_taken_in_as_one() -> None:

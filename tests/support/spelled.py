@@ -25,5 +25,5 @@ def spelled(outputs: Iterable[Output | Advance]) -> list[Output]:
         if isinstance(output, Output):
             told.append(output)
         else:
-            told += [Output(*name, (token,)) for name, token in zip(output.names, output.tokens, strict=True)]
+            told += [Output(*name, tokens) for name, tokens in zip(output.names, output.tokens, strict=True)]
     return told
