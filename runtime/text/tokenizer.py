@@ -119,7 +119,7 @@ class ModelTokenizer:
 
     def _ids(self, field: str, text: str) -> list[int]:
         with _refusing(lambda error: RequestError(f"{field}: cannot be tokenised: {error}", field=field)):
-            ids: list[int] = self._library.encode_batch([text], add_special_tokens=False)[0].ids
+            ids: list[int] = self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if max(ids, default=0) >= self.vocab_size:
             raise InvalidField(field, f"text of tokens below {self.vocab_size}", max(ids))
         return ids
