@@ -123,9 +123,9 @@ class Capacity(msgspec.Struct, frozen=True):
     """What a step can hold: fixed when it opens. Page 0 is the step's own (padding writes there); the scheduler hands
     out pages [1, num_pages). `depth` is how many launches may be in flight while one more is planned. A decode row
     gives at most `tokens_per_launch` tokens a launch. `max_batch_tokens` bounds a launch, decodes included, though
-    every decoding row always runs; while rows decode, chunks take at most `mixed_tokens`, so that those keep their
-    pace. `chunk_sizes`, ascending: numbers of decoding rows, and for each the prompt tokens, ascending, that cost no
-    more than they are beside so many; what lies between two numbers costs as much as the larger."""
+    every decoding row always runs; while rows decode, chunks take about `mixed_tokens` (chunking.py), so that those
+    keep their pace. `chunk_sizes`, ascending: numbers of decoding rows, and for each the prompt tokens, ascending, that
+    cost no more than they are beside so many; what lies between two numbers costs as much as the larger."""
 
     num_pages: int
     page_size: int

@@ -87,8 +87,8 @@ class Advance(msgspec.Struct, frozen=True):
 
 
 class Singles(dict[int, tuple[int, ...]]):
-    """A token as a tuple, made once: an answer keeps those of its tokens, and new ones would be what the garbage
-    collector mostly walks."""
+    """A token as a tuple, made once: answers keep those of their tokens, and that many new objects would call the
+    garbage collector up all the time."""
 
     def __missing__(self, token: int) -> tuple[int, ...]:
         self[token] = single = (token,)

@@ -1,7 +1,7 @@
 """When a server collects cyclic garbage: a full collection walks all objects there are and holds every thread
-meanwhile, 50 to 100 ms beside 256 sockets. So it waits until nothing is streamed.
+meanwhile, 50 to 100 ms beside 256 sockets. So it comes when nothing is streamed, and seldom otherwise.
 
-Settings of the whole process, so this is for a program that is a server: `jitney serve`, not the engine.
+A setting of the whole process, so this is for a program that is a server: `jitney serve`, not the engine.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 LOOK_S = 1.0
-YOUNG, MIDDLE, OLD = 5_000, 200, 20
-"""Thresholds of `gc`: new objects of a collection of the youngest, and how many of those come before the next older.
-Without a quiet moment a full one comes after twenty million."""
-WORTH = 20
-"""Collections of the youngest, after which a quiet moment is used for a full one."""
+OLD = 100
+"""Collections of the middle generation before a full one, where Python has 10: without a quiet moment one comes for
+every 700,000 objects that stay, so that garbage stays below some 100 MB. What is younger is collected as ever: those
+collections are short, and the more seldom the longer."""
+WORTH = 3
+"""Of those, after which a quiet moment is used for a full one."""
 
 
 class Garbage:
@@ -29,8 +30,7 @@ class Garbage:
     def look(self) -> bool:
         """Call it once a `LOOK_S`. Collects when two looks in a row find it quiet and enough is new: True if so."""
         was_quiet, self._was_quiet = self._was_quiet, self._is_quiet()
-        _, young, middle = gc.get_count()
-        if not (was_quiet and self._was_quiet) or young + middle * MIDDLE < WORTH:
+        if not (was_quiet and self._was_quiet) or gc.get_count()[2] < WORTH:
             return False
         gc.collect()
         return True
@@ -43,18 +43,21 @@ def settle() -> None:
 
 
 @asynccontextmanager
-async def collected_when_quiet(is_quiet: Callable[[], bool]) -> AsyncIterator[None]:
-    """The thresholds that were set before are back afterwards."""
-    before, looking = gc.get_threshold(), asyncio.create_task(_look(Garbage(is_quiet)))
-    gc.set_threshold(YOUNG, MIDDLE, OLD)
+async def collected_when_quiet(is_quiet: Callable[[], bool], look_s: float = LOOK_S) -> AsyncIterator[None]:
+    """The thresholds that were set before are back afterwards. Raises what `is_quiet` does, at the end."""
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, OLD)
+    looking = asyncio.create_task(_look(Garbage(is_quiet), look_s))
     try:
         yield
     finally:
+        gc.set_threshold(young, middle, old)
         looking.cancel()
-        gc.set_threshold(*before)
+        with suppress(asyncio.CancelledError):
+            await looking
 
 
-async def _look(garbage: Garbage) -> None:
+async def _look(garbage: Garbage, look_s: float) -> None:
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(look_s)
         garbage.look()

@@ -47,7 +47,7 @@ from .step import CudaStep
 from .streamed import CardCopies, PlacedWeights, StreamedWeights
 
 PREFILL_FLOPS = 4e12
-"""Arithmetic of the prompt tokens that one launch takes beside decoding rows: some 8 ms on an H100."""
+"""Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
 TOLD_GRAPHS = 10

@@ -153,8 +153,8 @@ class Spread(NamedTuple):
 
 def spread(rows: int, head_dim: int, item_bytes: int) -> Spread:
     """For a batch of rows, whose keys have `head_dim` items a head. Measured on an H100: with few rows the parts'
-    combination is what counts, and with many the pages that are in flight; an early begin costs where heads are
-    wide."""
+    combination is what counts, and with more the pages that are in flight, and an early begin costs where heads
+    are wide."""
     is_narrow = head_dim * item_bytes <= 128
     if rows <= FEW_ROWS:
         return Spread(2, 2, early=True) if is_narrow else Spread(1, 4, early=True)

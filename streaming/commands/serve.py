@@ -169,7 +169,8 @@ async def _serve(
         settle()
 
     def is_quiet() -> bool:
-        return not (engine.stats().waiting or engine.stats().running)
+        stats = engine.stats()
+        return not (stats.waiting or stats.running)
 
     try:
         async with collected_when_quiet(is_quiet):

@@ -61,10 +61,8 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("others_ms", "portions_each"), [(0, 1), (1, 1), (3, 3), (100, 15)])
-async def test_a_turn_takes_portions_for_as_long_as_the_loop_was_at_other_things(
-    others_ms: int, portions_each: int
-) -> None:
+@pytest.mark.parametrize(("others_ms", "portions_each"), [(0, 1), (3, 1), (5, 2), (6, 3), (100, 4)])
+async def test_a_turn_takes_more_portions_after_a_long_one(others_ms: int, portions_each: int) -> None:
     """Each portion takes 1 ms."""
     clock, loop, taken = Clock(), asyncio.get_running_loop(), 0
     turns_of: list[int] = []
@@ -84,6 +82,29 @@ async def test_a_turn_takes_portions_for_as_long_as_the_loop_was_at_other_things
         await turns(1)
         turns_of.append(taken - before)
     assert set(turns_of[:-1]) <= {portions_each} and sum(turns_of) == 15
+
+
+async def test_what_a_portion_sets_in_motion_does_not_make_the_next_turn_longer() -> None:
+    """Taken in within 0.5 ms each, and sent within 1 ms each: else a turn would be twice the last."""
+    clock, loop = Clock(), asyncio.get_running_loop()
+    turns_of, taken = [0], 0
+
+    def send() -> None:
+        clock.now += 0.001
+        if turns_of[-1]:
+            turns_of.append(0)
+
+    def take(news: Any) -> None:
+        nonlocal taken
+        taken += 1
+        turns_of[-1] += 1
+        clock.now += 0.0005
+        loop.call_soon(send)
+
+    Portions(loop, take, clock).post(report(1, 16 * MAX_OUTPUTS))
+    while taken < 16:
+        await turns(1)
+    assert turns_of == [1] * 16
 
 
 async def test_what_raises_in_the_middle_of_a_turn_leaves_the_rest_for_the_next() -> None:

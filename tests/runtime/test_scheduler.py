@@ -11,7 +11,7 @@ from simulated_rows import Simulation, random_request, solo
 from spelled import spelled
 
 from jitney.runtime.batch import Batch, Capacity, Decoded, RowOutcome, RowSampling, TokenLogprobs
-from jitney.runtime.messages import Generate, Output
+from jitney.runtime.messages import Advance, Generate, Output
 from jitney.runtime.scheduler import Scheduler
 
 
@@ -451,6 +451,28 @@ def test_beside_more_than_64_rows_a_launch_takes_half_as_much(mixed: int, rows: 
     decoding(made, rows)
     waiting(made, 2, prompt=3000)
     assert chunked(made) == chunk
+
+
+def test_what_the_user_sets_is_not_halved() -> None:
+    capacity = Capacity(9000, 4, 80, max_batch_tokens=8192, mixed_tokens=2048)
+    made = Scheduler(capacity, max_batch_tokens=3000, prefix_cache=False)
+    decoding(made, 65)
+    waiting(made, 2, prompt=3000)
+    assert chunked(made) == 3000 - 65
+
+
+def test_a_token_is_told_as_the_same_object_each_time() -> None:
+    """Answers keep what they are told."""
+    made = Scheduler(Capacity(400, 4, 8, max_batch_tokens=100), prefix_cache=False)
+    decoding(made, 4)
+    told: list[tuple[int, ...]] = []
+    for _ in range(3):
+        batch = made.plan()
+        assert batch is not None
+        for news in made.commit([Decoded(batch.decodes, [70_000] * len(batch.decodes))]):
+            assert isinstance(news, Advance)
+            told += news.tokens
+    assert len(told) == 12 and told[0] == (70_000,) and {id(token) for token in told} == {id(told[0])}
 
 
 def test_chunks_fill_a_bucket_with_the_rows_that_decode() -> None:

@@ -15,7 +15,7 @@ from card import interpreted
 
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.cuda.open import INTERPRETED_PROCESSORS, build_step
-from jitney.runtime.cuda.plan import DevicePlan, plan_device, weight_bytes
+from jitney.runtime.cuda.plan import GRAPH_BYTES, DevicePlan, plan_device, weight_bytes
 from jitney.runtime.cuda.sizes import PAGE_TOKENS
 from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.errors import CannotServe
@@ -142,6 +142,14 @@ def test_the_whole_is_the_sum_of_the_tensors() -> None:
     }
     on_device = sum(size for at, size in storages.items() if at and at not in host)
     assert on_device == plan.total_bytes - sum(plan.parts[name] for name in NOT_TENSORS)
+    step.close()
+
+
+@interpreted
+def test_the_graphs_of_a_plan_are_those_that_a_step_captures() -> None:
+    plan, step = built(SHAPES["qwen3"], CONFIGS["rows"], torch.bfloat16)
+    missing = step._graphs.give_up()
+    assert plan.parts["graphs"] == (missing + len(step._graphs._replays)) * GRAPH_BYTES
     step.close()
 
 

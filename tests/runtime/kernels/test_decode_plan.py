@@ -10,9 +10,27 @@ import torch
 from paged_attention import DEVICE, int32
 
 from jitney.runtime.kernels.decode_plan import DecodePlan
+from jitney.runtime.kernels.workspace import spread
 
 PAGE, KV_HEADS, IDLE = 16, 2, 7
 Visit = tuple[int, int, int, int, int]
+
+
+@pytest.mark.parametrize(
+    ("rows", "head_dim", "item_bytes", "is_early"),
+    [
+        (16, 128, 2, True),
+        (17, 128, 2, False),
+        (16, 128, 1, True),
+        (17, 128, 1, False),
+        (64, 64, 2, True),
+        (65, 64, 2, False),
+    ],
+)
+def test_many_rows_begin_early_where_heads_are_narrow(
+    rows: int, head_dim: int, item_bytes: int, is_early: bool
+) -> None:
+    assert spread(rows, head_dim, item_bytes).early is is_early
 
 
 def visits(
