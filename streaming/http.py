@@ -5,6 +5,7 @@ A client that leaves cancels, unless it asked for its answer to go on without it
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import time
 from typing import Any
@@ -56,13 +57,16 @@ class Endpoint:
         with self._service.answering():
             async with anyio.create_task_group() as tasks:
                 send = _leaving(send, tasks.cancel_scope)
-                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+                is_over = asyncio.Event()
+                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope, is_over)
                 try:
                     given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
                 except Exception as exc:
                     given = refusal(exc)
                 if given is not None:
                     await http_response(given)(scope, receive, send)
+                is_over.set()
+                await anyio.lowlevel.checkpoint()  # uvicorn now says that the client has left
                 tasks.cancel_scope.cancel()
 
 
@@ -98,6 +102,7 @@ class ExchangeRoute(Endpoint):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(events.keep_alive)
                 await _feed_all(exchange, entry, events.put)
+                await events.rest()
                 tasks.cancel_scope.cancel()
             last = exchange.end()
         except Exception as exc:
@@ -148,10 +153,11 @@ def _leaving(send: Send, scope: anyio.CancelScope) -> Send:
     return send_or_leave
 
 
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope, is_over: asyncio.Event) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    if not is_over.is_set():
+        scope.cancel()
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:

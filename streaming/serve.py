@@ -20,7 +20,7 @@ from ..runtime.errors import EngineDied
 from .line import Outbox
 from .routes.metrics import metrics_app
 from .service import Service
-from .wire import FrameProtocol
+from .wire import FrameProtocol, HttpProtocol
 
 logger = logging.getLogger("jitney.streaming")
 
@@ -121,7 +121,7 @@ async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
 def _config(app: Starlette, max_frame_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="auto",
+        http=HttpProtocol,
         ws=partial(FrameProtocol, outbox=Outbox()),  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,

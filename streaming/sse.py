@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
+import anyio.lowlevel
 from starlette.types import Send
 
 SILENCE_S = 15.0
@@ -17,11 +19,12 @@ _HEADERS = [
 
 
 class EventStream:
-    """`open` once, then `put` whole events, then `close` once; `keep_alive` beside them until it is cancelled."""
+    """`open` once, then `put` whole events, then `close` once; `keep_alive` beside them until `rest`, or cancelled."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._num_sent = 0
+        self._rests = asyncio.Event()
 
     async def open(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -36,9 +39,17 @@ class EventStream:
     async def keep_alive(self) -> None:
         while True:
             seen = self._num_sent
-            await asyncio.sleep(SILENCE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE_S):
+                    await self._rests.wait()
+                return
             if self._num_sent == seen:
                 await self.put(COMMENT)
+
+    async def rest(self) -> None:
+        """`keep_alive` ends by itself: a task that anyio cancels is garbage, with all that it knew."""
+        self._rests.set()
+        await anyio.lowlevel.checkpoint()
 
 
 def event(frame: bytes) -> bytes:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing, suppress
+from functools import partial
 from time import time
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import anyio
+import anyio.lowlevel
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..runtime.backend import Message
 from .conversation import conversation
 from .entry import Entry
 from .principal import principal_of
@@ -52,11 +53,12 @@ class ResponsesSocket:
         self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
         self._has_replies = asyncio.Event()
+        self._has_left = asyncio.Event()
         self._has_replied = asyncio.Event()
         self._has_replied.set()
         self._session = ResponsesSession(
             service.model,
-            self._conversation,
+            partial(conversation, service.registry, self._principal, tokenizer=self._tokenizer),
             new_id=lambda: f"resp_{uuid4().hex}",
             clock=asyncio.get_running_loop().time,
             check_open=service.registry.check_open,
@@ -70,6 +72,11 @@ class ResponsesSocket:
             self._followers.start_soon(self._write_replies)
             self._followers.start_soon(self._tell_progress)
             code = await self._read()
+            self._has_left.set()
+            self._has_replies.set()
+            await (
+                anyio.lowlevel.checkpoint()
+            )  # who only waits ends by itself: anyio's cancelled tasks are garbage with all they knew
             self._followers.cancel_scope.cancel()
         if code is not None:
             with anyio.move_on_after(CLOSE_S):
@@ -196,9 +203,6 @@ class ResponsesSocket:
         for action in self._session.ended(turn, refused=entry.refused is not None, failed=entry.has_failed):
             self._perform(action)
 
-    def _conversation(self, response_id: str) -> tuple[Message, ...]:
-        return conversation(self._service.registry, self._principal, response_id, self._tokenizer)
-
     # Sending
 
     def _reply(self, frame: bytes) -> None:
@@ -208,7 +212,7 @@ class ResponsesSocket:
         self._has_replies.set()
 
     async def _write_replies(self) -> None:
-        while True:
+        while not self._has_left.is_set():
             await self._has_replies.wait()
             while self._replies:
                 frame = self._replies.popleft()
@@ -221,7 +225,10 @@ class ResponsesSocket:
         """A page sees no pings: whoever waits for a first token is told every other second that it comes. Not on a
         socket that is lagging: it is not silent, and what is true now might be read after the first token."""
         while True:
-            await anyio.sleep(PROGRESS_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_S):
+                    await self._has_left.wait()
+                return
             for reader in list(self._followed):
                 frame = None if self._sender.lags else reader.still()
                 if frame is not None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
@@ -64,6 +65,19 @@ FrameSender = Line | PlainSender
 def frame_sender(websocket: WebSocket) -> FrameSender:
     fast: dict[str, Line] | None = websocket.scope.get("extensions", {}).get(EXTENSION)
     return PlainSender(websocket) if fast is None else fast["sender"]
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, and its parser, which knows it too, goes with the connection: else the garbage collector would have to
+    find them, and all that a connection held."""
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        del self.parser
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        del self.parser
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):

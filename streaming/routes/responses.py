@@ -116,5 +116,6 @@ async def _stream(reader: Reader, events: EventStream) -> None:
             await events.put(b"".join(map(event, first)))
             async for batch in batches:
                 await events.put(b"".join(map(event, batch)))
+            await events.rest()
             tasks.cancel_scope.cancel()
         await events.close()

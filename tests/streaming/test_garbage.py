@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+import httpx
 import pytest
+from websockets import Origin
+from websockets.asyncio.client import connect
 
 from jitney.streaming import garbage
 from jitney.streaming.garbage import OLD, WORTH, Garbage, collected_when_quiet
@@ -107,3 +113,59 @@ async def test_what_cannot_be_asked_is_told_at_the_end() -> None:
     with pytest.raises(ValueError, match="no stats"):
         async with collected_when_quiet(is_quiet, look_s=0.0):
             await asked.wait()
+
+
+def responses_frame() -> dict[str, Any]:
+    return {"type": "response.create", "input": "sky"}
+
+
+def chat_frame() -> dict[str, Any]:
+    message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "sky"}]}
+    return {"type": "send", "requestId": "r", "id": "c", "trigger": "submit-message", "messages": [message]}
+
+
+async def by_socket(url: str, path: str, frame: dict[str, Any]) -> None:
+    async with connect(url.replace("http", "ws") + path, proxy=None, origin=Origin(url)) as socket:
+        await socket.send(json.dumps(frame))
+        while json.loads(await socket.recv())["type"] not in ("response.completed", "end"):
+            pass
+
+
+async def by_events(url: str, path: str, body: dict[str, Any]) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(path, json=body)
+        assert "[DONE]" in answer.text
+
+
+WAYS: dict[str, Callable[[str], Awaitable[None]]] = {
+    "responses": lambda url: by_socket(url, "/v1/responses", responses_frame()),
+    "chat page": lambda url: by_socket(url, "/v1/chat/ws", chat_frame()),
+    "events": lambda url: by_events(
+        url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "sky"}], "stream": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_connection_that_is_over_leaves_nothing_to_collect(serving: Any, way: str) -> None:
+    """What is found is asyncio's own, and the client's."""
+    async with serving() as served:
+        await WAYS[way](served.url)
+        await served.until_idle()
+        gc.collect()
+        gc.disable()
+        try:
+            await WAYS[way](served.url)
+            await served.until_idle()
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(f"{type(found).__module__}.{type(found).__qualname__}" for found in gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not {name for name in left if name.startswith(("jitney", "starlette", "uvicorn", "httptools"))}, (
+        left
+    )
