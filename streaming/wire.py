@@ -19,7 +19,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
@@ -68,16 +68,31 @@ def frame_sender(websocket: WebSocket) -> FrameSender:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, and its parser, which knows it too, goes with the connection: else the garbage collector would have to
-    find them, and all that a connection held."""
+    """uvicorn's, where a client may have sent more than the request that is being answered: that answer hears that the
+    client has left, and no upgrade takes its connection away. After an upgrade the parser, which knows this too, is let
+    go of: else the garbage collector would have to find both, and all that the connection held."""
+
+    _answering: RequestResponseCycle | None = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def handle_websocket_upgrade(self) -> None:
+        if self._answering is not None and not self._answering.response_complete:
+            self.transport.close()
+            return
+        self._answering = None
         super().handle_websocket_upgrade()
         del self.parser
 
     def connection_lost(self, exc: Exception | None) -> None:
+        cycle, self._answering = self._answering, None
+        self.pipeline.clear()
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
-        del self.parser
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):

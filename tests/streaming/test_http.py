@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -303,3 +304,49 @@ async def test_five_hundred_mutated_bodies_over_the_wire(serving: Any) -> None:
             answer = await client.post(rng.choice([CHAT, "/v1/completions"]), content=bytes(raw))
             assert answer.status_code < 500, (raw, answer.text)
         await served.until_idle()
+
+
+def raw(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+UPGRADE = raw(
+    "GET", "/v1/responses", b"", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [raw("GET", "/health") * 20, raw("GET", "/health") + UPGRADE, UPGRADE],
+    ids=["many", "both", "upgrade"],
+)
+async def test_who_sends_more_behind_a_request_and_leaves_still_cancels_its_answer(
+    serving: Any, behind: bytes
+) -> None:
+    async with serving() as served:
+        url = urlsplit(served.url)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(raw("POST", "/v1/chat/completions", json.dumps({**SLOW, "stream": True}).encode()))
+        await reader.readuntil(b"data: ")
+        writer.write(behind)
+        if UPGRADE in behind:  # nothing takes the connection away from an answer
+            await reader.read()
+        else:
+            await reader.readuntil(b"data: ")
+            writer.transport.abort()
+        await served.until(lambda stats: stats.finished.get("cancelled") == 1)
+        await served.until_idle()
+        writer.close()
+
+
+async def test_an_upgrade_behind_an_answer_that_is_over_is_one(serving: Any) -> None:
+    async with serving() as served:
+        url = urlsplit(served.url)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(raw("GET", "/health"))
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(UPGRADE)
+        assert b"101 Switching" in await reader.readuntil(b"HTTP/1.1 101") + await reader.readline()
+        writer.close()
