@@ -7,14 +7,11 @@ A page that reads slowly lags in the log and gets merged deltas; nobody waits fo
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-
 import anyio
-import anyio.lowlevel
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .chat_reader import ChatEntry, ChatReader
+from .ending import Ending
 from .entry import Entry
 from .principal import principal_of
 from .protocols.ui_session import Abort, Action, Close, Request, Resume, Send, UISession
@@ -39,7 +36,7 @@ class ChatSocket:
         self._session = UISession(service.model, instructs=instructs)
         self._readers: dict[str, tuple[ChatReader, anyio.CancelScope]] = {}
         self._num_unread = 0
-        self._has_left = asyncio.Event()
+        self._end = Ending()
 
     async def run(self) -> None:
         """Serve the socket until either side closes it. What then is open goes on without it."""
@@ -48,8 +45,7 @@ class ChatSocket:
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._fill_silence)
             close = await self._read()
-            self._has_left.set()
-            await anyio.lowlevel.checkpoint()  # as in websocket.py: who only waits ends by itself
+            await self._end.come()
             self._tasks.cancel_scope.cancel()
         if close is not None:
             with anyio.move_on_after(CLOSE_S):
@@ -132,11 +128,7 @@ class ChatSocket:
 
     async def _fill_silence(self) -> None:
         """A page sees no pings: whoever waits is told every few seconds that the answer comes."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STATUS_S):
-                    await self._has_left.wait()
-                return
+        while not await self._end.within(STATUS_S):
             for reader, _ in list(self._readers.values()):
                 await reader.tell_status()
 

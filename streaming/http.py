@@ -5,7 +5,6 @@ A client that leaves cancels, unless it asked for its answer to go on without it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import time
 from typing import Any
@@ -20,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..runtime.events import Event
 from ..runtime.log import Log, merged
+from .ending import Ending
 from .entry import Entry
 from .principal import principal_of
 from .protocols.delivery import CANCEL, Delivery
@@ -57,16 +57,15 @@ class Endpoint:
         with self._service.answering():
             async with anyio.create_task_group() as tasks:
                 send = _leaving(send, tasks.cancel_scope)
-                is_over = asyncio.Event()
-                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope, is_over)
+                end = Ending()
+                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope, end)
                 try:
                     given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
                 except Exception as exc:
                     given = refusal(exc)
                 if given is not None:
                     await http_response(given)(scope, receive, send)
-                is_over.set()
-                await anyio.lowlevel.checkpoint()  # uvicorn now says that the client has left
+                await end.come()  # uvicorn says now that the client has left
                 tasks.cancel_scope.cancel()
 
 
@@ -153,10 +152,10 @@ def _leaving(send: Send, scope: anyio.CancelScope) -> Send:
     return send_or_leave
 
 
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope, is_over: asyncio.Event) -> None:
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope, end: Ending) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    if not is_over.is_set():
+    if not end.has_come:
         scope.cancel()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-
-import anyio.lowlevel
 from starlette.types import Send
+
+from .ending import Ending
 
 SILENCE_S = 15.0
 COMMENT = b": still here\n\n"
@@ -24,7 +22,7 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._num_sent = 0
-        self._rests = asyncio.Event()
+        self._end = Ending()
 
     async def open(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -37,19 +35,15 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": events, "more_body": False})
 
     async def keep_alive(self) -> None:
-        while True:
-            seen = self._num_sent
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SILENCE_S):
-                    await self._rests.wait()
-                return
+        seen = self._num_sent
+        while not await self._end.within(SILENCE_S):
             if self._num_sent == seen:
                 await self.put(COMMENT)
+            seen = self._num_sent
 
     async def rest(self) -> None:
-        """`keep_alive` ends by itself: a task that anyio cancels is garbage, with all that it knew."""
-        self._rests.set()
-        await anyio.lowlevel.checkpoint()
+        """`keep_alive` has ended."""
+        await self._end.come()
 
 
 def event(frame: bytes) -> bytes:

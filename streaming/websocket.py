@@ -18,10 +18,10 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import anyio
-import anyio.lowlevel
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .conversation import conversation
+from .ending import Ending
 from .entry import Entry
 from .principal import principal_of
 from .protocols.actions import Action, Begin, Cancel, Grant, Open, Refuse, Resume, Turn
@@ -53,7 +53,7 @@ class ResponsesSocket:
         self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
         self._has_replies = asyncio.Event()
-        self._has_left = asyncio.Event()
+        self._end = Ending()
         self._has_replied = asyncio.Event()
         self._has_replied.set()
         self._session = ResponsesSession(
@@ -72,11 +72,8 @@ class ResponsesSocket:
             self._followers.start_soon(self._write_replies)
             self._followers.start_soon(self._tell_progress)
             code = await self._read()
-            self._has_left.set()
             self._has_replies.set()
-            await (
-                anyio.lowlevel.checkpoint()
-            )  # who only waits ends by itself: anyio's cancelled tasks are garbage with all they knew
+            await self._end.come()
             self._followers.cancel_scope.cancel()
         if code is not None:
             with anyio.move_on_after(CLOSE_S):
@@ -212,7 +209,7 @@ class ResponsesSocket:
         self._has_replies.set()
 
     async def _write_replies(self) -> None:
-        while not self._has_left.is_set():
+        while not self._end.has_come:
             await self._has_replies.wait()
             while self._replies:
                 frame = self._replies.popleft()
@@ -224,11 +221,7 @@ class ResponsesSocket:
     async def _tell_progress(self) -> None:
         """A page sees no pings: whoever waits for a first token is told every other second that it comes. Not on a
         socket that is lagging: it is not silent, and what is true now might be read after the first token."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PROGRESS_S):
-                    await self._has_left.wait()
-                return
+        while not await self._end.within(PROGRESS_S):
             for reader in list(self._followed):
                 frame = None if self._sender.lags else reader.still()
                 if frame is not None:
