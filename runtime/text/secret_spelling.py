@@ -62,8 +62,8 @@ class SecretSpelling:
         return spec | {"added_tokens": list(added.values()), "model": model, "post_processor": None}
 
     def mark(self) -> str:
-        """A fresh mark for one conversation."""
-        return secrets.token_hex(16)
+        """A fresh mark for one conversation. It begins with nothing that could end the mark before it."""
+        return "a" + secrets.token_hex(16)
 
     def marked(self, text: str, mark: str) -> str:
         """`text` with a mark for each control token it spells, and at an edge that could become part of one."""
