@@ -15,14 +15,21 @@ from .sizes import Pass
 
 Replay = Callable[[], object]
 Record = Callable[[Callable[[], object]], Replay]
-"""Runs a pass once for real, and gives what replays it."""
+"""Gives what replays a pass of which every kernel has been launched before."""
 
 
 class Graphs:
-    """`run` computes a pass launch by launch. Called by one thread."""
+    """`run` computes a pass launch by launch, `warm` a part of it that launches each of its kernels: no library may
+    load one while a graph is captured. Called by one thread."""
 
-    def __init__(self, run: Callable[[Pass], object], sizes: Iterable[Pass], record: Record) -> None:
-        self._run, self._record = run, record
+    def __init__(
+        self,
+        run: Callable[[Pass], object],
+        sizes: Iterable[Pass],
+        record: Record,
+        warm: Callable[[Pass], object],
+    ) -> None:
+        self._run, self._record, self._warm = run, record, warm
         self._replays: dict[Pass, Replay] = {}
         self._missing = list(sizes)
 
@@ -34,10 +41,12 @@ class Graphs:
             replay()
 
     def record_next(self) -> bool:
-        """Record the first size that is missing; False when none is. The pass runs for real, on whatever it finds."""
+        """Record the first size that is missing; False when none is. What is warmed runs for real, on whatever it
+        finds."""
         if not self._missing:
             return False
         size = self._missing.pop(0)
+        self._warm(size)
         self._replays[size] = self._record(partial(self._run, size))
         return True
 
@@ -57,7 +66,6 @@ def cuda_recorder() -> Record:
     pool = torch.cuda.graph_pool_handle()
 
     def record(run: Callable[[], object]) -> Replay:
-        run()
         stream = torch.cuda.current_stream()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -70,5 +78,4 @@ def cuda_recorder() -> Record:
 
 def plain_recorder(run: Callable[[], object]) -> Replay:
     """The naive twin: a replay computes launch by launch."""
-    run()
     return run

@@ -146,10 +146,13 @@ def build_step(
             state.idle,
         )
         buffers = gathered(sizes.max_tokens, sizes.max_samples, device)
-        forward = Forward(layers, ops, sampler, slotwise, buffers, outbox.ring)
+        forward, short = (
+            Forward(some, ops, sampler, slotwise, buffers, outbox.ring)
+            for some in (layers, _one_of_each(model, layers))
+        )
     ladder = Ladder(sizes)
     record = cuda_recorder() if device.type == "cuda" and not naive else plain_recorder
-    graphs = Graphs(forward.run, ladder.graphs(), record)
+    graphs = Graphs(forward.run, ladder.graphs(), record, warm=short.run)
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
@@ -158,8 +161,7 @@ def build_step(
     )  # fmt: skip
     step = CudaStep(capacity, arena, state, sampling, forward, ladder, graphs, staging, outbox)
     if kernels is not None:
-        rehearsed = Forward(_one_of_each(model, layers), ops, sampler, slotwise, buffers, outbox.ring)
-        kernels.compile(lambda: step.rehearse(rehearsed, [*ladder.graphs(), *ladder.launched()]))
+        kernels.compile(lambda: step.rehearse(short, [*ladder.graphs(), *ladder.launched()]))
     if device.type == "cuda":
         _capture(step, sum(1 for _ in ladder.first()))
     return step

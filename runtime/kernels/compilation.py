@@ -22,13 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import get_ident
+from threading import Thread, get_ident
 from typing import Any
 
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime._async_compile import AsyncCompileMode
-from triton.runtime.cache import FileCacheManager
+from triton.runtime.cache import FileCacheManager, triton_key
 from triton.runtime.jit import JITFunction
 
 from ..process import num_cores
@@ -53,6 +53,8 @@ class Kernels:
         """What was timed, by `Task.key`."""
         self._brought = brought.binaries if brought else {}
         self._variants: Variants = {}
+        self._keyed = Thread(target=triton_key, name="jitney-triton-key", daemon=True)
+        self._keyed.start()  # Triton's digest of itself, some hundred MB: ready by the time that weights are
 
     def compile(self, rehearse: Callable[[], object]) -> int:
         """Make ready what `rehearse` launches, which launches nothing now; gives how many were compiled for it. What
@@ -65,6 +67,7 @@ class Kernels:
 
         settle_keys()
         needed = rehearsed(rehearse)
+        self._keyed.join()
         self._variants |= needed
         missing = [variant for variant in needed if variant[1] not in _ready(variant[0])]
         with ThreadPoolExecutor(num_cores(), "jitney-compile") as pool, self._at_hand():

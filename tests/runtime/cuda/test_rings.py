@@ -99,15 +99,15 @@ def test_after_a_fault_it_goes_on_where_the_device_is() -> None:
 
 def test_passes_are_recorded_one_by_one_and_then_replayed() -> None:
     computed: list[Pass] = []
+    warmed: list[Pass] = []
     large, small, other = (Pass(rows, 0, 0, False, False) for rows in (8, 1, 3))
-    graphs = Graphs(computed.append, [large, small], plain_recorder)
+    graphs = Graphs(computed.append, [large, small], plain_recorder, warmed.append)
     graphs.run(small)
-    assert computed == [small]
-    assert graphs.record_next() and computed[-1] == large
-    assert graphs.record_next() and not graphs.record_next()
-    before = len(computed)
+    assert computed == [small] and not warmed
+    assert graphs.record_next() and warmed == [large]
+    assert graphs.record_next() and warmed == [large, small] and not graphs.record_next()
     graphs.run(large)
     graphs.run(other)
-    assert computed[before:] == [large, other]
+    assert computed == [small, large, other] and warmed == [large, small]
     graphs.clear()
     assert not graphs.record_next()
