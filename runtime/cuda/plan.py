@@ -114,7 +114,7 @@ def _attention(
     if config.mode == "deterministic":
         return 0
     rows, item_bytes = sizes.row_buckets[-1], 1 if config.kv_dtype == "fp8" else value_bytes
-    programs = workspace.most_programs(rows, model.head_dim, item_bytes, processors)
+    programs = workspace.most_programs(model.head_dim, item_bytes, processors)
     parts = workspace.for_decode_attention(
         programs, rows, model.num_heads, model.num_kv_heads, model.head_dim
     )

@@ -250,7 +250,7 @@ class DecodeAttention:
         if processors is None:
             processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
         self._processors = processors
-        most = programs or most_programs(max_rows, *self._keys, processors)
+        most = programs or most_programs(*self._keys, processors)
         self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}
         self._group_rows, self._dim = group_rows(num_q_heads, num_kv_heads), padded_dim(head_dim)
         buffers = for_decode_attention(most, max_rows, num_q_heads, num_kv_heads, head_dim)
@@ -292,6 +292,6 @@ class DecodeAttention:
             PAGE=cache.page, WINDOW=plan.window, NORM=rotary.norm is not None,
             GROUP_ROWS=self._group_rows, TILE_ROWS=max(16, self._group_rows),
             PARTS=max(1, 8192 // (self._group_rows * self._dim)),
-            ASSEMBLY=qkv.is_cuda, STAGES=self._stages, PDL=pdl,
-            num_warps=how.warps, maxnreg=how.registers, launch_pdl=pdl,
+            ASSEMBLY=qkv.is_cuda, STAGES=min(self._stages, how.stages), PDL=pdl,
+            num_warps=how.warps, launch_pdl=pdl,
         )  # fmt: skip

@@ -142,27 +142,34 @@ def for_gathered(max_tokens: int, max_rows: int) -> dict[str, Buffer]:
 
 
 class Spread(NamedTuple):
-    """How programs fill a device: how many run on a multiprocessor, their warps, the registers of a thread where they
-    must be held down for that, and whether they begin before the kernel before them has ended."""
+    """How programs fill a device: how many run on a multiprocessor, their warps, how many pages each has in flight and
+    in hand, where there is room, and whether they begin before the kernel before them has ended."""
 
     programs: int
     warps: int
-    registers: int | None = None
+    stages: int = 3
     early: bool = False
 
 
+NARROW = ((8, Spread(2, 2)), (16, Spread(1, 8)), (32, Spread(2, 4)), (None, Spread(4, 2, stages=2)))
+"""By the most rows, where a head has at most 128 bytes. Measured on an H100: with few rows the parts' combination is
+what counts, with some, that a program takes heads of rows whole, with many, the pages that are in flight."""
+WIDE = ((FEW_ROWS, Spread(1, 4)), (None, Spread(2, 4)))
+
+
 def spread(rows: int, head_dim: int, item_bytes: int) -> Spread:
-    """For a batch of rows, whose keys have `head_dim` items a head. Measured on an H100: with few rows the parts'
-    combination is what counts, and with more the pages that are in flight, and an early begin costs where heads
-    are wide."""
+    """For a batch of rows, whose keys have `head_dim` items a head. An early begin costs where heads are wide and rows
+    more than few."""
     is_narrow = head_dim * item_bytes <= 128
-    if rows <= FEW_ROWS:
-        return Spread(2, 2, early=True) if is_narrow else Spread(1, 4, early=True)
-    return Spread(3, 4, 168, early=rows <= EARLY_ROWS and head_dim <= 64) if is_narrow else Spread(2, 4)
+    found = next(how for most, how in (NARROW if is_narrow else WIDE) if most is None or rows <= most)
+    most_early = EARLY_ROWS if is_narrow and head_dim <= 64 else FEW_ROWS
+    return found._replace(early=rows <= most_early)
 
 
-def most_programs(max_rows: int, head_dim: int, item_bytes: int, processors: int) -> int:
-    return processors * max(spread(rows, head_dim, item_bytes).programs for rows in (1, max_rows))
+def most_programs(head_dim: int, item_bytes: int, processors: int) -> int:
+    """For any number of rows."""
+    hows = NARROW if head_dim * item_bytes <= 128 else WIDE
+    return processors * max(how.programs for _, how in hows)
 
 
 def group_rows(num_q_heads: int, num_kv_heads: int) -> int:
