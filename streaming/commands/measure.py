@@ -19,6 +19,7 @@ from typing import Any
 from ...runtime.config import EngineConfig
 from ...runtime.errors import JitneyError
 from ...runtime.params import SamplingParams
+from .benches.device import kind_of
 from .benches.process import answer
 from .benches.report import device_name
 from .workload import EngineName, Job, Measured
@@ -52,7 +53,7 @@ def measure(job: Job) -> Measured:
         output_len=lengths[0] if is_apart else None,
         first_s=first_s,
         load_s=load_s,
-        device=device_name(),
+        device=device_name(kind_of(job.settings.get("device", "auto"))),
         versions={"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "vllm") if name in sys.modules},
     )

@@ -5,23 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-READ_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
+from ....runtime.process import has_card
+
+Kind = Literal["cuda", "cpu"]
+
+READ_BYTES: dict[Kind, int] = {"cuda": 2 << 30, "cpu": 256 << 20}
 REPEATS = 7
 
 
-def bandwidth() -> float:
-    """Bytes a second, as a copy reads and writes them: median of a few."""
+def kind_of(device: str) -> Kind:
+    """What an engine with this setting computes on. Raises `InvalidField` where there is no such card."""
+    return "cuda" if device != "cpu" and has_card(required=device == "cuda") else "cpu"
+
+
+def bandwidth(kind: Kind) -> float:
+    """Bytes a second, as a copy reads and writes them: median of a few. On a card: before an engine takes its memory,
+    and it finds all of it free again."""
     import torch
 
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    found = _copied(kind)
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def _copied(kind: Kind) -> float:
+    import torch
+
     source = torch.ones(READ_BYTES[kind], dtype=torch.uint8, device=kind)
     target = torch.empty_like(source)
     return median(2 * source.nbytes / _timed(lambda: target.copy_(source), kind) for _ in range(REPEATS))
 
 
-def _timed(run: Callable[[], object], kind: str) -> float:
+def _timed(run: Callable[[], object], kind: Kind) -> float:
     import torch
 
     if kind == "cuda":
@@ -33,12 +51,10 @@ def _timed(run: Callable[[], object], kind: str) -> float:
     return time.perf_counter() - begun
 
 
-def busy_s(run: Callable[[], object]) -> float | None:
-    """Seconds in which the card computed while `run` ran, by its own record; None without a card."""
+def busy_s(run: Callable[[], object]) -> float:
+    """Seconds in which the card computed while `run` ran, by its own record."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
     profiler: Any = torch.profiler
     with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
         run()

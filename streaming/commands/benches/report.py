@@ -19,6 +19,7 @@ from rich.table import Table
 from ....runtime.errors import JitneyError
 from ....runtime.process import num_cores
 from ..machine import installed
+from .device import Kind
 
 PACKAGES = ("jitney", "torch", "triton", "tokenspeed-fa3", "transformers", "vllm")
 
@@ -37,11 +38,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def device_name() -> str:
+def device_name(kind: Kind) -> str:
     """The card, or the CPU. Loads torch."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {num_cores()} cores"
+    return torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {num_cores()} cores"
 
 
 def show(title: str, caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

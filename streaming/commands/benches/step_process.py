@@ -17,7 +17,8 @@ import msgspec
 from ....runtime.batch import Batch, Chunk, RowSampling, Seat, Step
 from ....runtime.config import EngineConfig
 from ....runtime.engines.abstract import resolve
-from .device import bandwidth, busy_s
+from ....runtime.process import short_spins
+from .device import Kind, bandwidth, busy_s, kind_of
 from .process import answer
 from .report import device_name, percentile
 from .roofline import StepBytes, step_bytes
@@ -62,34 +63,41 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(job: StepJob) -> StepResult:
     """Raises `JitneyError` where the model cannot be loaded."""
-    begun = time.perf_counter()
     context = max(job.contexts) + job.steps + 2 * WARM_UP + PROFILED
     config = EngineConfig(**{"max_rows": max(job.batches), "max_context": context} | job.settings)
+    with short_spins():
+        kind = kind_of(config.device)
+    speed = job.bandwidth
+    if speed is None and kind == "cuda":
+        speed = bandwidth(kind)  # as long as there is memory for it
+    begun = time.perf_counter()
     backend: Any = resolve(job.model, random_weights=config.load_format == "random")
     step = backend.open_step(config)
     while step.prepare():
         pass
     load_s = time.perf_counter() - begun
     sizes = step_bytes(backend.config, config)
-    speed = job.bandwidth or bandwidth()
+    speed = speed or bandwidth(kind)  # a CPU's, on the threads that the step holds
     try:
         figures = [
-            Measured(step, sizes, speed, backend.vocab_size, job.steps)(batch, context)
+            Measured(step, sizes, kind, speed, backend.vocab_size, job.steps)(batch, context)
             for context in job.contexts
             for batch in job.batches
         ]
     finally:
         step.close()
     return StepResult(
-        device=device_name(), bandwidth=speed, weight_bytes=sizes.weights, load_s=load_s, figures=figures
+        device=device_name(kind), bandwidth=speed, weight_bytes=sizes.weights, load_s=load_s, figures=figures
     )
 
 
 class Measured:
     """Rows are seated anew for each size; their contexts grow around the one that is asked for."""
 
-    def __init__(self, step: Step, sizes: StepBytes, speed: float, vocab_size: int, steps: int) -> None:
-        self._step, self._sizes, self._speed = step, sizes, speed
+    def __init__(
+        self, step: Step, sizes: StepBytes, kind: Kind, speed: float, vocab_size: int, steps: int
+    ) -> None:
+        self._step, self._sizes, self._kind, self._speed = step, sizes, kind, speed
         self._vocab_size, self._steps = vocab_size, steps
 
     def __call__(self, batch: int, context: int) -> StepFigures:
@@ -102,7 +110,7 @@ class Measured:
         decode = Batch(0, (), (), (), tuple(range(batch)))
         self._run(decode, WARM_UP)
         taken, host = self._run(decode, self._steps)
-        busy = busy_s(lambda: self._run(decode, PROFILED))
+        busy = busy_s(lambda: self._run(decode, PROFILED)) if self._kind == "cuda" else None
         ms = percentile(taken, 0.5) * 1e3
         return StepFigures(
             batch=batch,

@@ -13,14 +13,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jitney.runtime.config import EngineConfig
+from jitney.runtime.errors import JitneyError
 from jitney.runtime.weights.locate import open_backend
 from jitney.streaming.cli import app
-from jitney.streaming.commands.benches import lists, report, serve, shapes
+from jitney.streaming.commands.benches import lists, report, serve, shapes, step_process
 from jitney.streaming.commands.benches.client_process import ClientJob, Seen
 from jitney.streaming.commands.benches.clients import Limits, served
 from jitney.streaming.commands.benches.device import covered
 from jitney.streaming.commands.benches.load import Timed
 from jitney.streaming.commands.benches.roofline import step_bytes
+from jitney.streaming.commands.benches.step_process import StepJob
 
 Jitney = Callable[..., Result]
 
@@ -185,3 +187,22 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     plot.line("roofline", [1, 2], [1, 2], is_limit=True)
     plot.save(tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cards_bandwidth_is_measured_while_its_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine takes all of it; and a roofline that was given is not measured."""
+    said: list[str] = []
+
+    class Backend:
+        def open_step(self, config: EngineConfig) -> None:
+            said.append("open")
+            raise JitneyError("far enough")
+
+    monkeypatch.setattr(step_process, "kind_of", lambda device: "cuda")
+    monkeypatch.setattr(step_process, "bandwidth", lambda kind: said.append(kind) or 1e9)
+    monkeypatch.setattr(step_process, "resolve", lambda model, random_weights: Backend())
+    for given in (None, 5e9):
+        job = StepJob(model="x", batches=[1], contexts=[8], steps=2, settings={}, bandwidth=given)
+        with pytest.raises(JitneyError, match="far enough"):
+            step_process.measure(job)
+    assert said == ["cuda", "open", "open"]
