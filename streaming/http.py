@@ -23,7 +23,7 @@ from .ending import Ending
 from .entry import Entry
 from .principal import principal_of
 from .protocols.delivery import CANCEL, Delivery
-from .protocols.errors import Refusal, Refused, invalid, refusal
+from .protocols.errors import Refusal, Refused, invalid, refusal, server_error
 from .protocols.exchange import Exchange, Opened
 from .protocols.fields import parse
 from .reader import news_of
@@ -160,10 +160,11 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope, end:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:
-    """The request's body, or the refusal of one that is too large or too slow."""
+    """The request's body, or the refusal of one that is too large or too slow, or not there when the server stops."""
+    service: Service = request.app.state.service
     chunks: list[bytes] = []
     size = 0
-    with anyio.move_on_after(BODY_S) as limit:
+    with service.listening(BODY_S) as limit:
         async for chunk in request.stream():
             size += len(chunk)
             if size <= max_bytes:
@@ -174,6 +175,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:
         return invalid(f"the body exceeds {max_bytes} bytes", code="request_too_large", status=413)
     if not limit.cancelled_caught:
         return b"".join(chunks)
+    if service.ending.has_come:
+        return server_error("the server is stopping", code="engine_closed", status=503)
     return invalid(f"the body did not come within {BODY_S:g} s", code="request_timeout", status=408)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import msgspec
 
 from ..runtime.backend import Backend
@@ -15,6 +16,7 @@ from ..runtime.engines.dynamic import DynamicEngine
 from ..runtime.errors import EngineClosed, InvalidField, RequestError
 from ..runtime.response import Response
 from .access.quotas import Quotas, granted_s
+from .ending import Ending
 from .ledger import Ledger
 from .metrics import Metrics
 from .preparing import Prepare, prepared
@@ -50,6 +52,9 @@ class Service:
         self._prepare = prepare
         self._served_model_name = served_model_name
         self.registry = Registry(self.submit, lambda: self.model)
+        self.ending = Ending()
+        """Comes with `stop`: what is sent for as long as somebody reads ends then."""
+        self._listening: set[anyio.CancelScope] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_answers = 0
         self._idle = asyncio.Event()
@@ -121,9 +126,22 @@ class Service:
             if not self._num_answers:
                 self._idle.set()
 
+    @contextmanager
+    def listening(self, seconds: float) -> Iterator[anyio.CancelScope]:
+        """Around reading what a client is still to send: left after so many seconds, or when the server stops."""
+        with anyio.move_on_after(0 if self.ending.has_come else seconds) as scope:
+            self._listening.add(scope)
+            try:
+                yield scope
+            finally:
+                self._listening.discard(scope)
+
     async def stop(self) -> None:
         """Cancel what is still open, and let its readers hear so."""
         self.registry.cancel_all()
+        await self.ending.come()
+        for scope in list(self._listening):
+            scope.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self._idle.wait()

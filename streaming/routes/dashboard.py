@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
@@ -33,12 +32,11 @@ class DashboardFeed:
         return StreamingResponse(snapshots, headers=headers, media_type="text/event-stream")
 
     async def _snapshots(self, principal: Principal) -> AsyncIterator[bytes]:
-        """The first holds the past. The last is that of an engine that serves no longer."""
+        """The first holds the past. The last is that of an engine that serves no longer, or of a server that stops."""
         num_seconds = KEEP_S
         while True:
             snapshot = self._dashboard.snapshot(principal, self._service.model, num_seconds=num_seconds)
             yield b"data: " + snapshot + b"\n\n"
-            if not self._dashboard.is_serving:
+            if not self._dashboard.is_serving or await self._service.ending.within(PERIOD_S):
                 return
             num_seconds = NEW_S
-            await asyncio.sleep(PERIOD_S)

@@ -129,6 +129,38 @@ async def test_a_second_signal_ends_the_wait(serving: Any) -> None:
         await served.until_idle()
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/tokenize", "/v1/ws-tickets"])
+async def test_a_body_that_is_not_there_yet_is_not_waited_for(
+    serving: Any, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(SHORT) as served:
+        running, url = await start(create_app(served.engine, api_key="key"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        head = "Host: localhost\r\nAuthorization: Bearer key\r\nContent-Length: 100\r\nExpect: 100-continue"
+        writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # it is being read
+        os.kill(os.getpid(), signal.SIGTERM)
+        answer = await reader.read()
+        assert b" 503 " in answer and b"the server is stopping" in answer
+        await running
+        writer.close()
+    assert "Cancelled" not in caplog.text
+
+
+async def test_a_dashboards_feed_ends_with_the_server(serving: Any) -> None:
+    async with serving(SHORT) as served:
+        app = create_app(served.engine)
+        running, url = await start(app)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"GET /v1/dashboard HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\n\n")
+        await app.state.service.stop()
+        assert (await reader.readuntil(b"\r\n0\r\n\r\n")).count(b"data: ") == 0
+        writer.close()
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_health_can_be_asked_while_it_starts(serving: Any) -> None:
     loading, asked = asyncio.Event(), asyncio.Event()
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
