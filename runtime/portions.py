@@ -25,8 +25,9 @@ MAX_OUTPUTS = 32
 """Of a portion: about half a millisecond with all that they set in motion."""
 ORDINARY_S = 0.003
 """What the loop may do between two portions, the sending of the first among it, before the next turn takes more."""
-MOST_S = 0.004
-"""As much longer as it took, but no longer than this: several portions' sending makes a long turn too."""
+MOST_S, BEHIND_S = 0.004, 0.02
+"""As much longer as it took, but no longer than this: several portions' sending makes a long turn too. Where a newer
+report waits already, the loop is behind the device, and its news gets half of the time."""
 
 
 class Portions:
@@ -66,7 +67,7 @@ class Portions:
         the others."""
         came_at = self._clock()
         away_s = 0.0 if left_at is None else came_at - left_at
-        until = came_at + min(max(0.0, away_s - ORDINARY_S), MOST_S)
+        until = came_at + min(max(0.0, away_s - ORDINARY_S), BEHIND_S if self._waiting else MOST_S)
         try:
             self._take_first()
             while self._parts and self._clock() < until:
