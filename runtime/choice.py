@@ -105,10 +105,10 @@ class Choice:
         return self._detokenizer
 
     def _show(self, text: str) -> None:
-        if self._stops is None or self.num_tokens < self._params.min_tokens:
+        if self._stops is None:
             self._text += text
             return
-        shown, stop = self._stops.push(text)
+        shown, stop = self._stops.push(text, may_end=self.num_tokens >= self._params.min_tokens)
         self._text += shown
         if stop is not None:
             self.finish_reason, self.matched = "stop_string", stop

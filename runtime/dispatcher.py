@@ -61,6 +61,11 @@ class Dispatcher:
         self._observers = observers
         self._queue = RequestQueue(max_requests=config.max_queued, max_tokens=config.max_queued_tokens)
         self._responses: dict[str, Response] = {}
+        self._by_key: dict[str, Response] = {}
+        """The same, as the worker names them."""
+        self._parting: dict[str, int] = {}
+        """Names of which the worker may still say something, with the number of the cancel that ends that."""
+        self._sent_cancels = 0
         self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
         self._sweep: asyncio.TimerHandle | None = None
         self._gains: list[Gain] = []
@@ -95,11 +100,19 @@ class Dispatcher:
         """Open a response and queue the request. Raises `QueueFull`, or `InvalidField` for an id in use."""
         if request.id in self._responses:
             raise InvalidField("response_id", "an id that is not in use", request.id)
+        response_id, request = request.id, self._named(request)
         self._queue.push(request, retry_after_s=self._retry_after_s())
         response = Response(
-            request, params, self._tokenizer, self._clock, self.cancel, self._queue.position, self.forget
+            request,
+            params,
+            self._tokenizer,
+            self._clock,
+            self.cancel,
+            self._queue.position,
+            self.forget,
+            response_id,
         )
-        self._responses[request.id] = response
+        self._responses[response_id] = self._by_key[request.id] = response
         self._num_open += 1
         self.idle.clear()
         self._feed()
@@ -130,8 +143,11 @@ class Dispatcher:
             if isinstance(output, Output):
                 self._take(output.id, output.choice, output, now)
                 continue
-            for (response_id, choice), tokens in zip(output.names, output.tokens, strict=True):
-                self._take(response_id, choice, tokens, now)
+            for (key, choice), tokens in zip(output.names, output.tokens, strict=True):
+                self._take(key, choice, tokens, now)
+        heard = report.stats.received_cancels
+        if self._parting:
+            self._parting = {key: number for key, number in self._parting.items() if number > heard}
         self._tell()
         self._feed()
 
@@ -145,15 +161,15 @@ class Dispatcher:
         response = self._responses.get(response_id)
         if response is None or response.done:
             return False
-        if not self._queue.remove(response_id):
-            self._inbox.put(Cancel(response_id))
+        if not self._queue.remove(response.request.id):
+            self._withdraw(response)
         self._end(response, "cancelled")
         return True
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
         """Seal what is open. The worker is not told: it is stopping."""
         for response in [r for r in self._responses.values() if not r.done]:
-            self._queue.remove(response.id)
+            self._queue.remove(response.request.id)
             self._end(response, reason, error)
         self._set_timer(None)
         if self._sweep is not None:
@@ -167,9 +183,22 @@ class Dispatcher:
         self._drop(response_id)
         return True
 
-    def _take(self, response_id: str, index: int, told: Output | tuple[int, ...], now: float) -> None:
+    def _named(self, request: Generate) -> Generate:
+        """Under another name where the worker may still have news of one that had this: they would be taken for its."""
+        key = request.id
+        while key in self._parting:
+            key += "'"
+        return request if key == request.id else msgspec.structs.replace(request, id=key)
+
+    def _withdraw(self, response: Response, index: int | None = None) -> None:
+        """Have the worker end a request, or one choice of it, of which the log wants no more."""
+        self._sent_cancels += 1
+        self._parting[response.request.id] = self._sent_cancels
+        self._inbox.put(Cancel(response.request.id, index))
+
+    def _take(self, key: str, index: int, told: Output | tuple[int, ...], now: float) -> None:
         """One choice's news: an output, or tokens of which nothing else is to be told."""
-        response = self._responses.get(response_id)
+        response = self._by_key.get(key)
         if response is None or response.log.is_sealed:
             self._late_events += 1
             return
@@ -177,13 +206,13 @@ class Dispatcher:
         before = choice.num_tokens
         try:
             if response.take(told, now) if isinstance(told, Output) else response.advance(choice, told, now):
-                self._inbox.put(Cancel(response_id, index))
+                self._withdraw(response, index)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             # A tokenizer's panic is no Exception; it ends this request and no other.
-            logger.exception("%s: its text could not be made", response_id)
-            self._inbox.put(Cancel(response_id))
+            logger.exception("%s: its text could not be made", response.id)
+            self._withdraw(response)
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
         if choice.num_tokens > before:
             self._gains.append((response, choice.num_tokens - before, response.gap_s))
@@ -202,7 +231,7 @@ class Dispatcher:
     def _feed(self) -> None:
         """Send the worker as many requests as it has seats to spare, and one more so that no seat waits for us."""
         for late in self._queue.expire(self._clock()):
-            self._end(self._responses[late.id], "deadline")
+            self._end(self._by_key[late.id], "deadline")
         while self.stats.free_rows + 1 > self._sent_rows - self.stats.received_rows:
             request = self._queue.pop()
             if request is None:
@@ -210,7 +239,7 @@ class Dispatcher:
             self._sent_rows += request.n
             self._prompt_tokens += len(request.prompt)
             self._queue.charge(request.user, len(request.prompt))
-            self._responses[request.id].dispatched()
+            self._by_key[request.id].dispatched()
             self._inbox.put(request)
         self._set_timer(self._queue.next_deadline)
 
@@ -257,8 +286,9 @@ class Dispatcher:
 
     def _drop(self, response_id: str) -> None:
         response = self._responses.pop(response_id)
+        del self._by_key[response.request.id]
         if response.request.pin:
-            self._inbox.put(Unpin(response_id))
+            self._inbox.put(Unpin(response.request.id))
         response.is_forgotten = True
         if response.when_forgotten is not None:
             response.when_forgotten()

@@ -104,6 +104,8 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Rows to spare once all that was received is seated; negative while some wait."""
     received_rows: int = 0
     """Rows received so far, cumulatively: what is on its way is what was sent less this."""
+    received_cancels: int = 0
+    """Likewise: of what a cancel has ended nothing is told after it."""
     pages_total: int = 0
     pages_used: int = 0
     pages_pinned: int = 0

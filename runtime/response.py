@@ -22,7 +22,8 @@ from .shapes import SHAPES, Shape
 
 class Response:
     """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like. `gap_s`
-    is the time between its last two deliveries of tokens, of whichever choices; None up to the first."""
+    is the time between its last two deliveries of tokens, of whichever choices; None up to the first. `id` is the
+    caller's; queue and worker know it as `request.id`."""
 
     __slots__ = (
         "_cached_tokens", "_cancel", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
@@ -39,8 +40,9 @@ class Response:
         cancel: Callable[[str], bool],
         position: Callable[[str], int] = lambda response_id: 0,
         forget: Callable[[str], bool] = lambda response_id: False,
+        response_id: str | None = None,
     ) -> None:
-        self.id = request.id
+        self.id = response_id or request.id
         self.request = request
         self.params = params
         self.log = Log()
@@ -86,7 +88,7 @@ class Response:
         if self.done or self._first_token_s is not None:
             return None
         return Progress(
-            queue_position=self._position(self.id),
+            queue_position=self._position(self.request.id),
             prefill_done=self._prefilled,
             prefill_total=self.prompt_tokens,
         )
@@ -109,7 +111,7 @@ class Response:
 
     def shape(self, after: int = 0) -> Shape:
         """How a reader that starts behind `after` sees events: deltas, cumulative or final, as the request asked."""
-        return SHAPES[self.params.output](self.log.read(0)[:after])
+        return SHAPES[self.params.output](self.log.read(0)[: max(0, after)])
 
     def dispatched(self) -> None:
         """The request left the queue."""

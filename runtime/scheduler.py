@@ -47,7 +47,7 @@ class Scheduler:
         self.seating = Seating(capacity, prefix_cache=prefix_cache, secret=secret)
         self._flight = Flight(capacity.tokens_per_launch)
         self._roster = Roster(capacity, self.seating, self._flight)
-        self._received_rows = 0
+        self._received_rows = self._received_cancels = 0
         self._singles = Singles()
 
     @property
@@ -62,6 +62,7 @@ class Scheduler:
 
     def cancel(self, request_id: str, choice: int | None = None) -> None:
         """End a request, or one choice, without an output. Unknown and ended ones are left alone."""
+        self._received_cancels += 1
         for row in self._roster.find(request_id):
             if choice is None or row.choice == choice:
                 self._roster.end(row, keep=True)
@@ -140,6 +141,7 @@ class Scheduler:
             waiting=waiting,
             free_rows=len(self.seating.free_slots) - waiting,
             received_rows=self._received_rows,
+            received_cancels=self._received_cancels,
             pages_total=self.seating.pages.num_pages - 1,
             pages_used=self.seating.pages.num_used,
             pages_pinned=self.seating.pins.num_pages,

@@ -77,9 +77,11 @@ class Seating:
         return count <= self.pages.num_available
 
     def pin(self, row: Sequence) -> None:
-        """Keep the full pages of a row that is done, if it was a warm-up, for those who continue it."""
+        """Keep the full pages of a prompt that is done, if it was a warm-up, for those who continue it: the pages that
+        are found, which another row may have computed at the same time."""
         if row.request.pin and self._prefix_cache and row.request.use_prefix_cache:
-            self.pins.pin(row.request.id, row.pages[: row.num_published])
+            found = map(self.pages.find, row.keys[1 : row.num_published + 1])
+            self.pins.pin(row.request.id, [page for page in found if page is not None])
 
     def leave(self, row: Sequence) -> None:
         """Take the slot and the pages back. No launch in flight may name the row."""

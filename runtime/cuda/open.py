@@ -169,7 +169,8 @@ def build_step(
 
 def _capture(step: CudaStep, needed: int) -> None:
     for number in range(1, needed + 1):
-        step.prepare()
+        if not step.prepare():  # there was no memory for more, which was said
+            return
         if number % TOLD_GRAPHS == 0 or number == needed:
             logger.info("%d of %d graphs captured", number, needed)
 

@@ -86,6 +86,7 @@ class DynamicEngine(AbstractEngine):
         self._loop = self._home.loop
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._ended = asyncio.Event()
         self._watchdog: asyncio.TimerHandle | None = None
         self._inbox = Inbox()
         self._portions = Portions(self._loop, self._receive)
@@ -122,11 +123,14 @@ class DynamicEngine(AbstractEngine):
 
     async def close(self) -> None:
         """End what is open as cancelled, stop the worker, give all memory back. Idempotent."""
-        if self.state == "closed":
+        if self._home is None or self._ended.is_set():
             return
-        assert self._home is not None
         if self._home.is_elsewhere and not self._home.loop.is_closed():
             return await self._home.run(self.close())
+        if self.state == "closed":  # by somebody who is still at it
+            if not self._home.is_elsewhere:
+                await self._ended.wait()
+            return
         self.state = "closed"
         try:
             if self._worker is not None:
@@ -142,6 +146,7 @@ class DynamicEngine(AbstractEngine):
             await self._tokenizing.end(CLOSE_S)
             if self.config.tune_process:
                 switch_interval.release()
+            self._ended.set()
 
     # Requests
 

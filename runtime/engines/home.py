@@ -23,12 +23,12 @@ class HomeLoop:
         return asyncio.get_running_loop() is not self.loop
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine at home and wait for it here. Raises `EngineClosed` if the loop is closed, or ends."""
-        try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        except RuntimeError:
+        """Run a coroutine at home and wait for it here. Raises `EngineClosed` if the loop does not run, or ends."""
+        if not self.loop.is_running():
             coroutine.close()
-            raise EngineClosed("the loop that the engine was started on is closed") from None
+            state = "closed" if self.loop.is_closed() else "not running"
+            raise EngineClosed(f"the loop that the engine was started on is {state}")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -39,14 +39,19 @@ class HomeLoop:
 
     async def iterate(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """Advance a generator at home, an item at a time, and close it there when the reader here leaves."""
+        turn = (
+            asyncio.Lock()
+        )  # at home: who leaves while an item is awaited closes once that has been cancelled
 
         async def advance() -> tuple[T] | None:
-            async for item in items:
-                return (item,)
-            return None
+            async with turn:
+                async for item in items:
+                    return (item,)
+                return None
 
         async def leave() -> None:
-            await items.aclose()
+            async with turn:
+                await items.aclose()
 
         try:
             while (item := await self.run(advance())) is not None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class PaddedEngine(AbstractEngine):
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         try:
-            self.backend = await self._loop.run_in_executor(self._thread, resolve, self._model)
+            find = partial(resolve, self._model, random_weights=self.config.load_format == "random")
+            self.backend = await self._loop.run_in_executor(self._thread, find)
             self._batch: PaddedBatch = await self._loop.run_in_executor(
                 self._thread, self.backend.open_padded, self.config
             )
@@ -111,7 +113,7 @@ class PaddedEngine(AbstractEngine):
         return True
 
     def stats(self) -> Stats:
-        running = sum(not response.done for response in self._open.values())
+        running = sum(not response.done for response in list(self._open.values()))
         return Stats(state=self.state, running=running, finished=dict(self._finished))
 
     async def close(self) -> None:

@@ -92,7 +92,8 @@ class StaticEngine(AbstractEngine):
             )
         wish = from_fields(MegatronFields, fields)
         listed = [prompt for prompt, _ in each_prompt(prompts, None)]
-        ids = [self._ids(prompt, wish) for prompt in listed]
+        told = from_fields(Options, options)
+        ids = [self._ids(prompt, wish, told) for prompt in listed]
         params = [wish.params(len(each)) for each in ids]
         answers = self._call(self._engine.generate, ids, params, **options)
         return [self._shaped(*each, wish) for each in zip(answers, listed, strict=True)]
@@ -155,11 +156,13 @@ class StaticEngine(AbstractEngine):
             raise EngineClosed("the engine is closed")
         return self._portal.call(partial(function, *args, **kwargs))
 
-    def _ids(self, prompt: Prompt, wish: MegatronFields) -> Sequence[int]:
+    def _ids(self, prompt: Prompt, wish: MegatronFields, told: Options) -> Sequence[int]:
         """The prompt's token ids: `num_tokens_total` and `add_BOS` need them before the request is made."""
         if wish.add_BOS is not None and not isinstance(prompt, str):
             raise InvalidField("add_BOS", "a prompt of plain text to go with it", prompt)
-        return self._call(self._engine.intake.encode, prompt, add_bos=wish.add_BOS is not False)
+        add_bos = told.add_bos if wish.add_BOS is None else wish.add_BOS
+        encode = self._engine.intake.encode
+        return self._call(encode, prompt, add_bos=add_bos, template_options=told.template_options)
 
     def _shaped(self, answer: dict[str, Any], prompt: Prompt, wish: MegatronFields) -> dict[str, Any]:
         answer = {**answer, "prompt": prompt}

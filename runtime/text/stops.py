@@ -24,8 +24,9 @@ class StopMatcher:
         self._node = 0
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that is certain, and the stop that ended it if one did. Nothing may be pushed after a stop."""
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, str | None]:
+        """Text that is certain, and the stop that ended it if one did. Nothing may be pushed after a stop. Where none
+        may end it yet, those that are complete are text; one that begins there may end it later."""
         if not self._node and self._next[0].keys().isdisjoint(text):
             return text, None
         seen = len(self._held)
@@ -33,7 +34,7 @@ class StopMatcher:
         for end, char in enumerate(text, seen + 1):
             self._node = self._advance(char)
             stop = self._found[self._node]
-            if stop is not None:
+            if stop is not None and may_end:
                 self._held = ""
                 return pending[: end if self._include else end - len(stop)], stop
         certain = len(pending) - self._depth[self._node]

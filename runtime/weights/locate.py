@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..backend import Backend
-from ..errors import ModelError
+from ..errors import InvalidField, ModelError
 from . import default_model
 from .engine import EngineCheckpoint, is_engine
 from .huggingface import open_directory
@@ -23,13 +23,16 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_backend(model: str | Path, *, random_weights: bool = False) -> Backend:
-    """The model's text side, ready; its weights are read by `open_step`. With `random_weights` a directory needs none.
-
-    Raises `ModelError` naming what was tried, or the file and what is wrong in it.
+    """The model's text side, ready; its weights are read by `open_step`. With `random_weights` only the shape is taken
+    from it. Raises `ModelError` naming what was tried, or the file and what is wrong in it; `InvalidField` for random
+    weights where the shape is not a file of its own.
     """
     path = Path(model)
     if isinstance(model, str) and model.lower() in default_model.NAMES:
-        return open_directory(default_model.default_model(), default_model.NAMES[0])
+        directory = default_model.default_model()
+        return open_directory(directory, default_model.NAMES[0], random_weights=random_weights)
+    if random_weights and (path.suffix == ".gguf" or (str(model) and is_engine(path))):
+        raise InvalidField("load_format", f"'auto' for {path}, whose weights and shape are one", "random")
     if str(model) and is_engine(path):
         return EngineCheckpoint(path)
     if str(model) and path.is_dir():
@@ -44,7 +47,7 @@ def open_backend(model: str | Path, *, random_weights: bool = False) -> Backend:
 
         return open_gguf(path)
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return open_directory(_snapshot(model), model)
+        return open_directory(_snapshot(model), model, random_weights=random_weights)
     raise ModelError(
         f"{model}: no such model; expected {default_model.NAMES[0]}, a directory with config.json,"
         " an engine directory, a .gguf file, or a hub id such as org/name"

@@ -148,3 +148,34 @@ async def test_a_loop_that_lags_tells_and_charges_what_one_that_keeps_up_does(se
     kept_up = await played(rng, 0.0, asked, reports)
     for lag in (0.5, 0.95, 1.0):
         assert await played(rng, lag, asked, reports) == kept_up
+
+
+async def test_an_id_that_is_used_again_hears_nothing_of_the_answer_that_had_it() -> None:
+    """Neither what the worker said before it heard the cancel, nor what waits with news of the new one."""
+    inbox = Inbox()
+    dispatcher = Dispatcher(EngineConfig(), ByteTokenizer(), inbox, lambda: 0.0)
+    dispatcher.opened(Capacity(100, 4, 8))
+
+    def admit() -> tuple[Response, str]:
+        request = Generate(id="mine", prompt=(1,), sampling=RowSampling(seed=0), max_tokens=9)
+        response = dispatcher.admit(request, SamplingParams())
+        (sent,) = [each for each in inbox.drain(wait=False) if isinstance(each, Generate)]
+        return response, sent.id
+
+    def tell(*outputs: Output | Advance, **counters: int) -> None:
+        dispatcher.receive(Report([*outputs], SchedulerStats(free_rows=8, **counters)))
+
+    old, first = admit()
+    tell(Advance([(first, 0)], [(65,)]), received_rows=1)
+    assert dispatcher.cancel("mine") and dispatcher.forget("mine")
+    assert [each.id for each in inbox.drain(wait=False) if isinstance(each, Cancel)] == [first]
+    new, second = admit()
+    assert new.id == "mine" and dispatcher.find("mine") is new and new is not old
+    late = Output(first, 0, (66,), finish_reason="stop_token")
+    tell(late, Advance([(second, 0)], [(67,)]), received_rows=2, received_cancels=1)
+    assert "".join(event.text for event in new.log.read(0)) == "C" and not new.done
+    assert dispatcher.cancel("mine") and dispatcher.forget("mine")
+    third = admit()[1]
+    assert len({first, second, third}) == 2, "the first name is free again, the second is not"
+    assert dispatcher.snapshot("ready", 0.0).late_events == 1
+    dispatcher.end_all("cancelled")

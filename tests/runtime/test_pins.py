@@ -12,11 +12,15 @@ from simulated_engine import CONTEXT, SimulatedBackend, check_empty
 from simulated_loop import SimulatedLoop, run_simulated, simulated_worker
 
 from jitney.runtime import DynamicEngine, EngineConfig, SamplingParams
-from jitney.runtime.batch import Capacity
+from jitney.runtime.batch import Capacity, RowSampling
 from jitney.runtime.engines import dynamic
 from jitney.runtime.errors import InvalidField
+from jitney.runtime.messages import Generate
 from jitney.runtime.pages import PagePool
 from jitney.runtime.pins import Pins
+from jitney.runtime.scheduler import Scheduler
+from jitney.runtime.testing.scripted_step import ScriptedStep
+from jitney.runtime.worker import StepLoop
 
 PAGE = 4
 PROMPT = "the same beginning of each and every one of the prompts"
@@ -141,3 +145,27 @@ def test_the_budget_keeps_the_newest_and_the_first_pages() -> None:
     pins.release("large")
     assert not pins.release_oldest() and pool.num_used == 0
     check_pages(pool)
+
+
+def test_a_warm_up_beside_a_row_with_its_prompt_pins_the_pages_that_are_found() -> None:
+    capacity = Capacity(num_pages=41, page_size=PAGE, max_rows=4, max_batch_tokens=64)
+    loop = StepLoop(ScriptedStep(capacity, lambda row: 7), Scheduler(capacity))
+    seating, shared = loop.scheduler.seating, tuple(range(33))
+
+    def play(*requests: Generate) -> int:
+        """Tokens that the prefix cache gave."""
+        before = seating.num_hit
+        for request in requests:
+            loop.obey(request)
+        while not loop.is_idle:
+            loop.turn(0.0)
+        return seating.num_hit - before
+
+    def asked(name: str, prompt: tuple[int, ...], **more: Any) -> Generate:
+        fields = {"max_tokens": 2, "sampling": RowSampling(seed=0)} | more
+        return Generate(id=name, prompt=prompt, **fields)
+
+    play(asked("row", shared), asked("warm", shared, max_tokens=0, pin=True, arrival=1.0))
+    for other in range(4):
+        play(asked(f"other {other}", tuple(range(1000 * other + 100, 1000 * other + 160))))
+    assert play(asked("later", (*shared, 5))) == 32

@@ -119,6 +119,9 @@ def test_no_stop_string_before_min_tokens() -> None:
     assert desk.text() == "abx" and desk.finish == ("stop_string", "b")
     desk = Desk(stop="b", min_tokens=3)
     assert desk.say("aab") and desk.text() == "aa"
+    desk = Desk(stop=["bcde", "ab"], min_tokens=3)
+    assert not any(map(desk.say, "abcd")) and desk.text() == "a", "it may still be one"
+    assert desk.say("e") and desk.text() == "a" and desk.finish == ("stop_string", "bcde")
 
 
 @pytest.mark.parametrize(
@@ -304,3 +307,11 @@ async def test_final_output_has_the_finishes_whole_and_no_deltas(seed: int) -> N
         assert [event.kind for event in events] == ["finish", "finish", "done"]
         for event in events[:2]:
             assert (event.text, event.token_ids) == (desk.text(event.index), desk.ids(event.index))
+
+
+async def test_a_place_before_the_first_is_the_first() -> None:
+    desk = Desk(output="cumulative")
+    desk.say("ab")
+    desk.say("c", finish_reason="length")
+    for after in (0, -1):
+        assert [event.text async for event in desk.response.events(after)][-2:] == ["abc", ""]

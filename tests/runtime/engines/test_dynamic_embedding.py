@@ -214,6 +214,52 @@ async def test_a_reader_on_another_loop_that_leaves_cancels() -> None:
             await check_empty(serving)
 
 
+async def test_a_reader_elsewhere_that_gives_up_while_the_engines_loop_is_busy_is_told_so() -> None:
+    async with engine(max_rows=1) as serving:
+        asked, told = threading.Event(), list[BaseException]()
+
+        async def give_up() -> None:
+            async with asyncio.timeout(0.02):
+                asked.set()
+                await followed(serving.stream("hold"))
+
+        def run() -> None:
+            try:
+                asyncio.run(give_up())
+            except BaseException as error:
+                told.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        asked.wait(60)
+        threading.Event().wait(0.1)  # the loop is busy for longer than the reader's patience
+        await asyncio.to_thread(thread.join, 60)
+        assert [type(error) for error in told] == [TimeoutError]
+        await check_empty(serving)
+
+
+async def test_who_closes_an_engine_that_is_being_closed_waits_for_its_end() -> None:
+    serving, before = engine(), threading.active_count()
+    await serving.start()
+    first, second = asyncio.create_task(serving.close()), asyncio.create_task(serving.close())
+    await second
+    assert first.done() and not any(
+        thread.name.startswith("jitney-worker") for thread in threading.enumerate()
+    )
+    await first
+    assert threading.active_count() <= before + 1
+
+
+def test_an_engine_whose_loop_stands_still_refuses_callers_elsewhere() -> None:
+    serving, home = engine(), asyncio.new_event_loop()
+    home.run_until_complete(serving.start())
+    with pytest.raises(EngineClosed, match="not running"):
+        asyncio.run(serving.generate("x"))
+    home.run_until_complete(serving.close())
+    home.close()
+    asyncio.run(serving.close())
+
+
 async def test_errors_reach_the_caller_on_another_loop() -> None:
     async with engine() as serving:
         for bad in (5, [[]], ["x", 5]):

@@ -23,6 +23,8 @@ from jitney.runtime.errors import (
     InvalidField,
     ModelError,
 )
+from jitney.runtime.testing import Reply, Script, ScriptedBackend
+from jitney.runtime.testing.byte_tokenizer import ByteTokenizer
 
 
 def static(**config: Any) -> StaticEngine:
@@ -54,6 +56,28 @@ def test_options_go_with_a_call() -> None:
         assert (answer["id"], answer["text"]) == ("theirs", "he")
         with pytest.raises(InvalidField, match="deadline_s"):
             engine.generate("hello", deadline_s=0)
+
+
+def test_how_a_prompt_is_encoded_goes_with_megatrons_fields_too() -> None:
+    told: list[Any] = []
+
+    class Noting(ByteTokenizer):
+        def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+            told.append(add_bos)
+            return super().encode(text, add_bos=add_bos)
+
+        def encode_chat(self, messages: Any, *, template_options: dict[str, Any] | None = None) -> list[int]:
+            told.append(template_options)
+            return super().encode_chat(messages, template_options=template_options)
+
+    backend = ScriptedBackend(Script(reply=[Reply(text="hello")]))
+    backend.tokenizer = Noting()
+    with StaticEngine(backend) as engine:
+        for fields in ({}, {"num_tokens_to_generate": 2}):
+            engine.generate("hello", add_bos=False, **fields)
+            engine.generate([{"role": "user", "content": "x"}], template_options={"a": 1}, **fields)
+        engine.generate("hello", add_BOS=True)
+    assert told == [False, {"a": 1}, True] * 2 + [True]  # a chat is encoded after its template
 
 
 def test_breaking_out_of_a_stream_gives_the_seat_back() -> None:

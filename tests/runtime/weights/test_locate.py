@@ -8,9 +8,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from jitney.runtime.errors import ModelError
+from jitney.runtime.errors import InvalidField, ModelError
+from jitney.runtime.weights import default_model
 from jitney.runtime.weights.cache import cache_root
 from jitney.runtime.weights.locate import open_backend
+from jitney.runtime.weights.random_weights import RandomWeights
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,16 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root() == Path.home() / ".cache" / "jitney"
     monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
     assert cache_root() == Path("/shared/jitney")
+
+
+def test_random_weights_are_taken_at_their_word_or_refused(
+    monkeypatch: pytest.MonkeyPatch, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directories["Qwen3"]))
+    monkeypatch.setattr(default_model, "default_model", lambda: directories["Llama"])
+    for name in ("org/tiny", directories["Mistral"], default_model.NAMES[0]):
+        assert isinstance(open_backend(name, random_weights=True).weights, RandomWeights)  # type: ignore[attr-defined]
+    (tmp_path / "engine.json").touch()
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(InvalidField, match="load_format: expected 'auto' for"):
+            open_backend(path, random_weights=True)
