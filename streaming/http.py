@@ -17,13 +17,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response as HTTPResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from ..runtime.errors import RequestError
 from ..runtime.events import Event
 from ..runtime.log import Log, merged
 from .ending import Ending
 from .entry import Entry
 from .principal import principal_of
 from .protocols.delivery import CANCEL, Delivery
-from .protocols.errors import Refusal, Refused, invalid, refusal, server_error
+from .protocols.errors import CANCELLED, STOPPING, Refusal, Refused, invalid, refusal
 from .protocols.exchange import Exchange, Opened
 from .protocols.fields import parse
 from .reader import news_of
@@ -63,6 +64,8 @@ class Endpoint:
                     given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
                 except Exception as exc:
                     given = refusal(exc)
+                if isinstance(given, Refusal) and given.code == CANCELLED and self._service.ending.has_come:
+                    given = STOPPING  # it was not the client that cancelled
                 if given is not None:
                     await http_response(given)(scope, receive, send)
                 await end.come()  # uvicorn says now that the client has left
@@ -176,7 +179,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes | Refusal:
     if not limit.cancelled_caught:
         return b"".join(chunks)
     if service.ending.has_come:
-        return server_error("the server is stopping", code="engine_closed", status=503)
+        return STOPPING
     return invalid(f"the body did not come within {BODY_S:g} s", code="request_timeout", status=408)
 
 
@@ -195,7 +198,10 @@ def json_reply(value: Any, status: int = 200, headers: dict[str, str] | None = N
 
 async def json_body(request: Request, max_bytes: int) -> dict[str, Any]:
     """The request's JSON object. Raises `RequestError`; `Refused` with 413 where it is too large."""
-    body = await read_body(request, max_bytes)
+    try:
+        body = await read_body(request, max_bytes)
+    except ClientDisconnect:
+        raise RequestError("the client has left") from None
     if isinstance(body, Refusal):
         raise Refused(body)
     return parse(body)

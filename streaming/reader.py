@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from ..runtime.backend import Tokenizer
 from ..runtime.events import Event
@@ -69,7 +70,7 @@ class Reader:
         self.is_told = True
         self._sender = sender if self._credit is None and self._delivery.min_flush_tokens == 1 else None
         while not events.is_done:
-            await self._until_granted()
+            await self._until_granted(response.log)
             if self._sender is not None and response.log.last_seq == self._cursor:
                 await response.log.news(self._take)
             news = await news_of(response.log, self._cursor, self._delivery)
@@ -104,10 +105,23 @@ class Reader:
         self._cursor = event.seq
         return True
 
-    async def _until_granted(self) -> None:
-        while self._credit is not None and self._credit <= 0:
+    async def _until_granted(self, log: Log) -> None:
+        """Or until what is left to send holds no delta, or is what little a cancel has left."""
+        while self._credit is not None and self._credit <= 0 and not self._is_at_the_end(log):
             self._granted.clear()
-            await self._granted.wait()
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._granted.wait())]
+            if not log.is_sealed:
+                waits.append(asyncio.ensure_future(log.wait_sealed()))
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    def _is_at_the_end(self, log: Log) -> bool:
+        if not log.is_sealed:
+            return False
+        return log.last.finish_reason == "cancelled" or not self._events.owes(log.read(self._cursor))
 
     def _check_place(self, log: Log) -> None:
         """A client cannot have what has not been said: it takes this answer for another, or has its end already."""

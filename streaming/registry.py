@@ -23,7 +23,7 @@ from ..runtime.intake import Prompt
 from ..runtime.response import Response
 from .entry import Entry
 from .principal import Principal
-from .protocols.errors import Refusal, Refused, invalid, refusal, server_error
+from .protocols.errors import STOPPING, Refusal, Refused, invalid, refusal
 from .protocols.generate import Generate
 from .protocols.responses import Facts
 
@@ -78,7 +78,7 @@ class Registry:
         except BaseException as exc:
             for response in responses:
                 response.cancel()
-            self.refuse(entry, refusal(exc) if isinstance(exc, Exception) else _ENDED)
+            self.refuse(entry, refusal(exc) if isinstance(exc, Exception) else STOPPING)
             raise
         entry.settle(responses)
         responses[-1].when_forgotten = lambda: self._expire(entry)  # the first may be forgotten by now
@@ -217,6 +217,3 @@ class Registry:
 def _messages(prompt: Prompt) -> tuple[Message, ...]:
     messages = tuple(message for message in prompt if isinstance(message, dict))
     return messages if len(messages) == len(prompt) else ()
-
-
-_ENDED = server_error("the server is stopping", code="engine_closed", status=503)

@@ -119,7 +119,13 @@ def _routes(service: Service, door: Door, stalled_s: float) -> list[BaseRoute]:
         *MetricsRoute(service).routes(),
         *page_routes(),
         *DashboardFeed(service).routes(),
+        WebSocketRoute("/{path:path}", _no_socket),
     ]
+
+
+async def _no_socket(websocket: WebSocket) -> None:
+    message = f"{websocket.url.path}: no WebSocket is served here"
+    await websocket.send_denial_response(http_response(invalid(message, code="unknown_url", status=404)))
 
 
 def _socket_routes(

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from asyncio.transports import BaseTransport
+from http import HTTPStatus
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -22,14 +24,19 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.exceptions import InvalidMessage, SecurityError
 from websockets.frames import Frame
 
 from .line import MAX_HELD_BYTES, Line, Outbox
+from .protocols.errors import invalid
 
 EXTENSION = "jitney.frames"
 MAX_PONG_BYTES = 256 * 2**10
 READ_BYTES = 8 * 2**10
 """Read at a time: at worst some 1,300 frames, which take 5 ms to parse."""
+H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
+UNFINISHED = "ASGI callable returned without completing handshake"
+"""What uvicorn says of a handshake that was refused, and so is over."""
 
 
 class PlainSender:
@@ -70,9 +77,18 @@ def frame_sender(websocket: WebSocket) -> FrameSender:
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, where a client may have sent more than the request that is being answered: that answer hears that the
     client has left, and no upgrade takes its connection away. After an upgrade the parser, which knows this too, is let
-    go of: else the garbage collector would have to find both, and all that the connection held."""
+    go of: else the garbage collector would have to find both, and all that the connection held.
+
+    An offer to go on in HTTP/2, which some clients make in the clear, is passed over (RFC 9110, section 7.8): the
+    parser would take it for the end of the request, and its body for another."""
 
     _answering: RequestResponseCycle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if b"h2c" in data and (self.cycle is None or not self.cycle.more_body):
+            head, blank, rest = data.partition(b"\r\n\r\n")
+            data = H2C.sub(b"", head + blank) + rest
+        super().data_received(data)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -126,6 +142,8 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             self.line.close()
 
     def shutdown(self) -> None:
+        if self._is_garbled:
+            return
         self.line.flush()
         self.line.close()
         super().shutdown()
@@ -162,8 +180,31 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     def handle_ping(self) -> None:
         """The pongs of one read go out together, in `data_received`."""
 
+    @property
+    def _is_garbled(self) -> bool:
+        """Whether the handshake cannot be read, of which uvicorn takes no notice."""
+        return isinstance(self.conn.handshake_exc, InvalidMessage)
+
+    def _refuse_garbled(self) -> None:
+        """The connection is over with this."""
+        error = self.conn.handshake_exc
+        cause = error.__cause__ if error is not None else None
+        is_long = isinstance(cause, SecurityError)
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if is_long else HTTPStatus.BAD_REQUEST
+        body = invalid(f"the WebSocket handshake: {cause}", code="invalid_handshake", status=status).body()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._is_garbled:
+            if not self.transport.is_closing():
+                self._refuse_garbled()
+            return
         pongs = self.conn.data_to_send()
         if pongs and not self.transport.is_closing():
             self.transport.write(b"".join(pongs))
@@ -179,6 +220,10 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         pass
+
+    def error(self, msg: object, *args: object, **kwargs: Any) -> None:
+        if not str(msg).startswith(UNFINISHED):
+            super().error(msg, *args, **kwargs)
 
     def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
         if not str(msg).startswith("Invalid UTF-8"):

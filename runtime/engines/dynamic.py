@@ -68,8 +68,6 @@ class DynamicEngine(AbstractEngine):
         self._worker: Worker | None = None
         self._dispatcher: Dispatcher | None = None
 
-    # Life
-
     async def __aenter__(self) -> DynamicEngine:
         await self.start()
         return self
@@ -133,8 +131,7 @@ class DynamicEngine(AbstractEngine):
             return
         self.state = "closed"
         try:
-            if self._worker is not None:
-                self._inbox.put(Stop())
+            self._inbox.put(Stop())
             if not self._loop.is_closed():
                 if self._dispatcher is not None:
                     self._dispatcher.end_all("cancelled")
@@ -226,11 +223,9 @@ class DynamicEngine(AbstractEngine):
         self.intake = Intake(backend, self.context_length, self._tokenizing, self._clock)
         self._dispatcher = Dispatcher(config, backend.tokenizer, self._inbox, self._clock, self.observers)
         make_scheduler = partial(
-            Scheduler,
-            max_batch_tokens=config.max_batch_tokens,
-            prefix_cache=config.prefix_cache,
+            Scheduler, max_batch_tokens=config.max_batch_tokens, prefix_cache=config.prefix_cache,
             secret=secrets.token_bytes(32),
-        )
+        )  # fmt: skip
         open_step = partial(backend.open_step, config)
         self._worker = Worker(open_step, make_scheduler, self._inbox, self._post, self._clock)
         self._worker.start()

@@ -93,5 +93,6 @@ def granted_s(priority: int, deadline_s: float | None, key: Key | None) -> float
         raise InvalidField("priority", f"at least {key.highest_priority} with this key", priority)
     longest = key.longest_deadline_s
     if longest is not None and deadline_s is not None and deadline_s > longest:
-        raise InvalidField("deadline_s", f"at most {longest:g} s with this key", deadline_s)
+        asked = f"{1000 * deadline_s:g} ms"
+        raise InvalidField("deadline_s", f"at most {1000 * longest:g} ms with this key", asked)
     return longest if deadline_s is None else deadline_s

@@ -58,6 +58,7 @@ class Completion(Exchange):
     def begin(self, opened: Opened) -> bytes:
         self._opened = opened
         self._echoes = [self._text(prompt) if self._echo else "" for prompt in self._prompts]
+        self._first_ids = [prompt[:1] for prompt in opened.prompts]
         return super().begin(opened)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
@@ -77,9 +78,8 @@ class Completion(Exchange):
     def _scored(self, index: int, scores: tuple[TokenLogprobs | None, ...]) -> dict[str, Any]:
         """The chunk of the whole prompt and its log-probabilities."""
         echoed = self._echoes[index // self.n]
-        rest = sum(len(self.tokenizer.token_text(at.token_id)) for at in scores if at)
         self.answers[index].prompt_logprobs = scores
-        self.answers[index].first_token = echoed[: max(0, len(echoed) - rest)]
+        self.answers[index].first_token = self.tokenizer.decode(self._first_ids[index // self.n])
         return _choice(index, echoed, self._listed(index, scores))
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:

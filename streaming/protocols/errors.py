@@ -60,6 +60,9 @@ def invalid(message: str, *, code: str, param: str | None = None, status: int = 
     return Refusal(status=status, type="invalid_request_error", message=message, code=code, param=param)
 
 
+CANCELLED = "cancelled"
+
+
 def server_error(
     message: str, *, code: str = "server_error", status: int = 500, retry_after_s: float | None = None
 ) -> Refusal:
@@ -67,6 +70,9 @@ def server_error(
     return Refusal(
         status=status, type="server_error", message=message, code=code, retry_after_s=retry_after_s
     )
+
+
+STOPPING = server_error("the server is stopping", code="engine_closed", status=503, retry_after_s=1.0)
 
 
 class Refused(RequestError):
@@ -103,7 +109,7 @@ def failure(event: Event) -> Refusal | None:
     """What a client is told of a response that did not end by itself; None if it did."""
     if event.finish_reason == "cancelled":
         message = event.error or "the response was cancelled"
-        return Refusal(status=499, type="cancelled_error", message=message, code="cancelled")
+        return Refusal(status=499, type="cancelled_error", message=message, code=CANCELLED)
     if event.finish_reason == "deadline":
         message = event.error or "the deadline passed before the answer was complete"
         return Refusal(status=504, type="timeout_error", message=message, code="deadline_exceeded")

@@ -6,8 +6,10 @@ name. A name outside the table is refused too. `null` means that the field is ab
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,6 +110,11 @@ def _malformed(body: bytes | str, exc: Exception, called: str) -> RequestError:
     found = re.search(rb'"(\w{1,80})"\s*:\s*(-?(?:NaN|Infinity))', raw)
     if found:
         return InvalidField(found[1].decode(), "a finite number", float(found[2]))
+    with suppress(ValueError, RecursionError):
+        json.loads(raw)
+        return RequestError(
+            f"{called}: expected text that UTF-8 can hold, got half a surrogate pair", field=called
+        )
     return RequestError(f"{called}: expected valid JSON: {exc}", field=called)
 
 

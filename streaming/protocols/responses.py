@@ -114,6 +114,10 @@ class ResponseEvents:
         self.num_deltas += 1
         return item.delta(number, text, [])
 
+    def owes(self, events: Sequence[Event]) -> bool:
+        """Whether entries of the log that are yet to be fed hold text that the client has not."""
+        return any(event.text and event.seq + self._shift > self._after for event in events)
+
     def response(self) -> dict[str, Any]:
         """The response object as it is now."""
         facts = self._facts
@@ -203,11 +207,8 @@ class ResponseEvents:
             facts["error"] = {"code": "server_error", "message": refused.message}
             return "response.failed", {"status": "failed", **facts}
         total_s = (event.times and event.times.total_s) or 0.0
-        return "response.completed", {
-            "status": "completed",
-            **facts,
-            "completed_at": self._facts.created_at + total_s,
-        }
+        facts["completed_at"] = self._facts.created_at + total_s
+        return "response.completed", {"status": "completed", **facts}
 
     def _count(self, event: Event, reasoning: str, text: str) -> None:
         """Which of its tokens are reasoning; where it ends within them, by the share of their text."""

@@ -27,15 +27,19 @@ class DashboardFeed:
         return [Route("/v1/dashboard", self._feed)]
 
     async def _feed(self, request: Request) -> Response:
+        """Raises `EngineClosed` before the engine has started."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        snapshots = self._snapshots(principal_of(request.scope))
+        model, principal = self._service.model, principal_of(request.scope)
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
+        snapshots = self._snapshots(model, principal)
         return StreamingResponse(snapshots, headers=headers, media_type="text/event-stream")
 
-    async def _snapshots(self, principal: Principal) -> AsyncIterator[bytes]:
+    async def _snapshots(self, model: str, principal: Principal) -> AsyncIterator[bytes]:
         """The first holds the past. The last is that of an engine that serves no longer, or of a server that stops."""
         num_seconds = KEEP_S
         while True:
-            snapshot = self._dashboard.snapshot(principal, self._service.model, num_seconds=num_seconds)
+            snapshot = self._dashboard.snapshot(principal, model, num_seconds=num_seconds)
             yield b"data: " + snapshot + b"\n\n"
             if not self._dashboard.is_serving or await self._service.ending.within(PERIOD_S):
                 return

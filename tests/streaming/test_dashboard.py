@@ -82,6 +82,12 @@ async def drain(http: httpx.AsyncClient, body: dict[str, Any], owner: dict[str, 
             pass
 
 
+async def test_its_head_ends(serving: Any) -> None:
+    async with serving() as served, httpx.AsyncClient(base_url=served.url, timeout=60) as http:
+        reply = await http.head("/v1/dashboard")
+        assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_the_past_comes_first_and_the_end_is_told(
     serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ TABLE = {
     ("http", "GET", "/v1/dashboard"): KEYED,
     ("websocket", "GET", "/v1/responses"): KEYED,
     ("websocket", "GET", "/v1/chat/ws"): KEYED,
+    ("websocket", "GET", "/{path}"): KEYED,
 }
 """Of each route: whether it is open to everybody, needs no key, needs its own key, or needs a key."""
 
@@ -192,6 +193,13 @@ async def test_the_first_subprotocol_is_echoed(tmp_path: Path) -> None:
             offer = f"{name}, {bearer}{RIGHT}"
             assert await handshake(app, sec_websocket_protocol=offer) == (101, name)
         assert await handshake(app, authorization=f"Bearer {RIGHT}") == (101, "")
+
+
+async def test_a_socket_that_is_not_served_is_not_found() -> None:
+    app = create_app(DynamicEngine(ScriptedBackend()))
+    for path in ("/v1/realtime", "/"):
+        status, _ = await status_of(app, "websocket", "GET", path, {"host": "localhost"})
+        assert status == 404
 
 
 async def test_a_query_is_no_place_for_a_key(app: Any) -> None:

@@ -188,6 +188,7 @@ async def test_an_engine_that_has_not_started_is_503_everywhere(serving: Any, se
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             assert (await client.post(CHAT, json=SKY)).status_code == 503
             assert (await client.get("/v1/models")).status_code == 503
+            assert (await client.get("/v1/dashboard")).status_code == 503
             assert (await client.get("/ready")).status_code == 503
 
 
@@ -350,3 +351,66 @@ async def test_an_upgrade_behind_an_answer_that_is_over_is_one(serving: Any) -> 
         writer.write(UPGRADE)
         assert b"101 Switching" in await reader.readuntil(b"HTTP/1.1 101") + await reader.readline()
         writer.close()
+
+
+async def exchanged(url: str, *parts: bytes) -> bytes:
+    """What comes for bytes that are sent part by part, up to the connection's end."""
+    at = urlsplit(url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_an_offer_of_http_2_is_passed_over(serving: Any, apart: bool) -> None:
+    body = json.dumps({"prompt": "sky h2c", "max_tokens": 2}).encode()
+    offer = "Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{offer}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with serving() as served:
+        parts = (head.encode(), body) if apart else (head.encode() + body,)
+        answer = await exchanged(served.url, *parts)
+        assert answer.count(b"HTTP/1.1 ") == 1 and b" 200 OK" in answer and b"text_completion" in answer
+
+
+GARBLED = {
+    "a long line": (b"GET /v1/responses HTTP/1.1\r\nCookie: " + b"c" * 9000, 431),
+    "a long address": (b"GET /v1/responses?" + b"a" * 9000 + b" HTTP/1.1", 431),
+    "many lines": (b"GET /v1/responses HTTP/1.1\r\n" + b"\r\n".join([b"A: b"] * 200), 431),
+    "another method": (b"POST /v1/responses HTTP/1.1", 400),
+    "a body": (b"GET /v1/responses HTTP/1.1\r\nContent-Length: 2", 400),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+async def test_a_handshake_that_cannot_be_read_is_refused_and_closed(
+    serving: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, status = GARBLED[name]
+    rest = b"Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    async with serving() as served:
+        sent = begin + b"\r\n" + rest + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        answer = await exchanged(served.url, sent)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and b"the WebSocket handshake: " in answer
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_who_leaves_in_the_middle_of_a_body_or_is_refused_a_socket_is_no_error(
+    serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(api_key="secret") as served:
+        at = urlsplit(served.url)
+        head = "Host: localhost\r\nAuthorization: Bearer secret\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+        for path in ("/v1/tokenize", "/v1/detokenize", "/v1/ws-tickets", "/v1/completions"):
+            reader, writer = await asyncio.open_connection(at.hostname, at.port)
+            writer.write(f"POST {path} HTTP/1.1\r\n{head}{{".encode())
+            await reader.readuntil(b"100 Continue")
+            writer.transport.abort()
+        answer = await exchanged(served.url, UPGRADE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert b" 401 " in answer
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text

@@ -292,6 +292,30 @@ def test_a_reader_with_credit_gets_so_many_deltas(monkeypatch: pytest.MonkeyPatc
     simulate(monkeypatch, body)
 
 
+def test_what_is_no_delta_needs_no_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(engine: DynamicEngine, app: Any) -> None:
+        async with Socket(app) as socket:
+            socket.send(type="response.create", **SHORT)
+            told = await frames(socket)
+            deltas = [frame for frame in told if frame["type"].endswith(".delta")]
+            last, response_id = deltas[-1]["sequence_number"], told[0]["response"]["id"]
+            resume = {"type": "jitney:response.resume", "response_id": response_id, "starting_after": last}
+            socket.send(**resume, credit=0)
+            rest = [frame["sequence_number"] for frame in await frames(socket)]
+            assert rest == [frame["sequence_number"] for frame in told if frame["sequence_number"] > last]
+            socket.send(type="response.create", **LONG, jitney={"credit": 1})
+            while not (await socket.recv())["type"].endswith(".delta"):
+                pass
+            await asyncio.sleep(1)
+            socket.send(type="response.cancel")
+            rest = await frames(socket)
+            assert rest[-1]["response"]["incomplete_details"] == {"reason": "cancelled"}
+            socket.send(type="response.create", **SHORT)
+            assert (await frames(socket))[-1]["type"] in ENDS, "the lane is free"
+
+    simulate(monkeypatch, body)
+
+
 @pytest.mark.parametrize(("patience", "fewest", "most"), [({}, 6, 10), ({"max_flush_ms": 0.001}, 30, 92)])
 def test_deltas_wait_for_so_many_tokens_or_so_long(
     monkeypatch: pytest.MonkeyPatch, patience: Any, fewest: int, most: int

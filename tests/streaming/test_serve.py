@@ -115,6 +115,20 @@ async def test_what_does_not_end_in_time_is_closed_with_1012(serving: Any) -> No
         await served.until_idle()
 
 
+async def test_an_answer_that_the_server_cancels_may_be_asked_for_again(serving: Any) -> None:
+    async with serving() as served:
+        running, url = await start(create_app(served.engine), drain_s=0.05)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            slow = asyncio.create_task(
+                http.post("/v1/completions", json={"prompt": "slow", "max_tokens": 500})
+            )
+            await served.until(lambda stats: stats.running == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            reply = await slow
+            assert reply.status_code == 503 and reply.headers["retry-after"]
+            await running
+
+
 async def test_a_second_signal_ends_the_wait(serving: Any) -> None:
     async with serving() as served:
         running, url = await start(create_app(served.engine), drain_s=600)
@@ -141,7 +155,7 @@ async def test_a_body_that_is_not_there_yet_is_not_waited_for(
         assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # it is being read
         os.kill(os.getpid(), signal.SIGTERM)
         answer = await reader.read()
-        assert b" 503 " in answer and b"the server is stopping" in answer
+        assert b" 503 " in answer and b"the server is stopping" in answer and b"retry-after" in answer
         await running
         writer.close()
     assert "Cancelled" not in caplog.text

@@ -32,7 +32,8 @@ def completion(**fields: Any) -> Completion:
 
 
 def run(exchange: Exchange, *stories: list[Any]) -> bytes:
-    out = exchange.begin(Opened("x-1", 7, "m", ByteTokenizer(), ((97,),)))
+    prompts = tuple(tuple(str(asked.prompt).encode()) for asked in exchange.generates)
+    out = exchange.begin(Opened("x-1", 7, "m", ByteTokenizer(), prompts))
     for which, events in enumerate(stories):
         for event in events:
             out += exchange.feed(which, event)

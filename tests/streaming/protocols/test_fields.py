@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params, responses_client_even
 
 from jitney.runtime.errors import RequestError
 from jitney.streaming.protocols import chat, completions, create
-from jitney.streaming.protocols.fields import Harmless, Honoured, Refused
+from jitney.streaming.protocols.fields import Harmless, Honoured, Refused, parse
 
 Body = dict[str, Any]
 
@@ -299,3 +299,13 @@ def test_the_page_about_fields_is_written_from_the_tables() -> None:
     page = Path(__file__).parents[3] / "docs" / "fields.md"
     expected = field_reference.reference()
     assert page.read_text() == expected, "python tests/support/field_reference.py > docs/fields.md"
+
+
+def test_half_a_surrogate_pair_is_called_so() -> None:
+    for body in (b'{"prompt": "\\ud83d"}', b'{"prompt": "\\ud83d then more"}'):
+        with pytest.raises(
+            RequestError, match="body: expected text that UTF-8 can hold, got half a surrogate pair"
+        ):
+            parse(body)
+    with pytest.raises(RequestError, match="body: expected valid JSON"):
+        parse(b'{"prompt": "')
