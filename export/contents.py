@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 
 import msgspec
@@ -93,7 +94,14 @@ class Contents:
     def check_quality(self, max_kl: float | None, accept: bool) -> None:
         """Raises `ModelError` where too much was lost and nobody has said that this is fine."""
         quality, narrowing = self.quality, self.config.quantization
-        if quality is None or narrowing is None or accept:
+        if quality is None or narrowing is None:
+            return
+        if not all(map(isfinite, (quality.kl, quality.perplexity, quality.source_perplexity))):
+            raise ModelError(
+                f"{self._source.name}: {narrowing}: the model's logits are no numbers (perplexity"
+                f" {quality.perplexity}, source {quality.source_perplexity}): does a weight hold NaN or an infinity?"
+            )
+        if accept:
             return
         bound = MAX_KL[narrowing] if max_kl is None else max_kl
         if not quality.kl <= bound:

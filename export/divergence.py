@@ -32,7 +32,7 @@ class Divergence:
             num_tokens=int(self._known.sum()),
             source_perplexity=plain.perplexity(self._known),
             perplexity=narrow.perplexity(self._known),
-            kl=max(0.0, float(divergence.mean())),
+            kl=float(divergence.mean().clamp_min(0.0)),
             agreement=float((plain.best == narrow.best).float().mean()),
         )
 

@@ -39,7 +39,7 @@ def export_engine(source: Source, target: Path, options: ExportOptions, report: 
         text=options.text,
     )
     limits = Limits(**{name: getattr(options, name) for name in SIZES})
-    with whole_directory(target, replace=options.force) as folder:
+    with whole_directory(target, source=options.source, replace=options.force) as folder:
         write_text_side(folder, source)
         _write_weights(folder, contents, options.tp, report)
         contents.check_quality(options.max_kl, options.accept_quality)

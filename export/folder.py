@@ -4,6 +4,7 @@ renamed. Blocks of its files are hashed on threads while more is written."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,17 +20,24 @@ from ..runtime.weights.blocks import BLOCK_BYTES, block_digest
 from ..runtime.weights.manifest import StoredFile
 
 MARKS = ("engine.json", "config.json")
-"""What a directory must hold to be replaced: one of ours, or one like ours."""
+"""Of which a directory must hold one to be replaced."""
+NAMES = re.compile(
+    r"(engine|config|generation_config|tokenizer|tokenizer_config|hf_quant_config|quant_cfg|.*\.index)\.json"
+    r"|chat_template\.jinja|.*\.safetensors|kernels-.*\.bin"
+)
+"""Of the files that exports write: a directory that holds anything else is somebody's, and is not replaced."""
 
 
 @contextmanager
-def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Folder]:
-    """Gives a folder to fill; the target exists when the block has ended without an error, not before.
+def whole_directory(target: Path, *, source: str = "", replace: bool = False) -> Iterator[Folder]:
+    """Gives a folder to fill; the target exists when the block has ended without an error, not before. A link stays
+    one: what it leads to is replaced. `source` is what is read meanwhile.
 
     Killed at any point it leaves the target as it was, and at most a directory `.NAME.partial-…` beside it, without
     a manifest. Raises `ModelError` where the target is taken or cannot be written.
     """
-    _check_free(target, replace)
+    target = target.resolve() if target.is_symlink() else target
+    _check_free(target, replace, Path(source))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
@@ -116,13 +124,18 @@ class File:
         self._digests.append(self._pool.submit(block_digest, self.path, len(self._digests)))
 
 
-def _check_free(target: Path, replace: bool) -> None:
+def _check_free(target: Path, replace: bool, source: Path) -> None:
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not replace:
         raise ModelError(f"{target}: exists already; name another directory, or replace it with --force")
+    if source.exists() and source.resolve().is_relative_to(target.resolve()):
+        raise ModelError(f"{target}: holds what is exported, {source}; name another directory")
     if not target.is_dir() or not any((target / mark).is_file() for mark in MARKS):
         raise ModelError(f"{target}: not a directory that an export made; remove it by hand")
+    for entry in sorted(target.iterdir()):
+        if not NAMES.fullmatch(entry.name) or entry.is_dir():
+            raise ModelError(f"{target}: holds {entry.name}, which no export made; remove it by hand")
 
 
 def _swap(partial: Path, target: Path) -> None:

@@ -29,7 +29,7 @@ def export_huggingface(source: Source, target: Path, options: ExportOptions, rep
     """
     contents = Contents(source, options.quantize, text=options.text)
     fields = hf_fields(contents.config) | end_ids(source)
-    with whole_directory(target, replace=options.force) as folder:
+    with whole_directory(target, source=options.source, replace=options.force) as folder:
         write_text_side(folder, source)
         _write_weights(folder, contents, report)
         contents.check_quality(options.max_kl, options.accept_quality)

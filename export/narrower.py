@@ -75,7 +75,8 @@ class Narrower:
         scale = smoothing(given, out, self._rounding, owners)
         shared = torch.ones(model.num_kv_heads * model.head_dim).scatter_(0, owners, scale)
         _divide_last_rows(qkv, qkv_bias, shared)
-        self.kv_scales.append((keys.largest() / FP8_MAX, values.largest(shared) / FP8_MAX))
+        peaks = keys.largest(), values.largest(shared)
+        self.kv_scales.append((peaks[0] / FP8_MAX or 1.0, peaks[1] / FP8_MAX or 1.0))  # 1 where all are 0
         folded, first = self._folded(before, seen, qkv)
         second = self._rounding.matrix(out * scale, given.mean_square / scale.square())
         qkv_bias = None if qkv_bias is None else qkv_bias.to(self._dtype)

@@ -44,7 +44,7 @@ def export_trtllm(source: Source, target: Path, options: ExportOptions, report: 
     if config.num_layers % options.pp:
         raise ModelError(f"{config.num_layers} layers cannot be divided over {options.pp} pipeline stages")
     contents = Contents(source, None, own_head=True)
-    with whole_directory(target, replace=options.force) as folder:
+    with whole_directory(target, source=options.source, replace=options.force) as folder:
         _Ranks(folder, contents, options).write(report)
         folder.write_json("config.json", fields)
     return contents

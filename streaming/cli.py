@@ -21,12 +21,15 @@ from .commands.settings import CONTEXT
 
 
 class Commands(TyperGroup):
-    """Ends a command that raised a `JitneyError` with one line on standard error and status 2."""
+    """Ends a command that raised a `JitneyError`, or that a file was in the way of, with one line on standard error and
+    status 2. A reader of standard output that is gone is typer's."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except JitneyError as error:
+        except (JitneyError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
             typer.echo(f"jitney: {error}", err=True)
             raise typer.Exit(2) from error
 

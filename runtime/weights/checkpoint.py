@@ -77,6 +77,10 @@ class Checkpoint:
         kv_dtype = "fp8" if self.kv_scales else config.kv_dtype
         return msgspec.structs.replace(config, quantize=config.quantize or "fp8", kv_dtype=kv_dtype)
 
+    def sized(self, config: EngineConfig) -> EngineConfig:
+        """The settings, with the sizes that the checkpoint was made for where they name none."""
+        return config
+
     def brought_kernels(self) -> KernelFile | None:
         """Those of this machine's card, where the checkpoint has any. Raises `ModelError`."""
         return None

@@ -82,7 +82,7 @@ class EngineCheckpoint(Checkpoint):
         self._check.finish()
 
     def open_step(self, config: EngineConfig) -> Step:
-        step = super().open_step(self._sized(config))
+        step = super().open_step(self.sized(config))
         try:
             self.verify()
         except BaseException:
@@ -107,9 +107,9 @@ class EngineCheckpoint(Checkpoint):
 
     def open_padded(self, config: EngineConfig) -> PaddedBatch:
         self.verify()
-        return super().open_padded(self._sized(config))
+        return super().open_padded(self.sized(config))
 
-    def _sized(self, config: EngineConfig) -> EngineConfig:
+    def sized(self, config: EngineConfig) -> EngineConfig:
         limits = msgspec.structs.asdict(self.manifest.limits)
         unset = {name: size for name, size in limits.items() if size and getattr(config, name) is None}
         return msgspec.structs.replace(config, **unset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +90,25 @@ def export(
     if options.tp != 1 and format == "hf":
         raise InvalidField("--tp", "1: a Hugging Face directory is cut by whoever reads it", options.tp)
     source = open_source(checkpoint, tokenizer=options.tokenizer)
-    {"engine": _engine, "hf": _huggingface, "trtllm": _trtllm}[format](source, target, options)
+    with _stoppable():
+        {"engine": _engine, "hf": _huggingface, "trtllm": _trtllm}[format](source, target, options)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end it as Ctrl-C does: what is half made is taken away."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    former = {number: signal.signal(number, stop) for number in numbers if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _engine(source: Source, target: Path, options: ExportOptions) -> None:

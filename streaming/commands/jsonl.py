@@ -65,26 +65,44 @@ class Done(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
+    """Of an answer, or of what was wrong with its request."""
+
     error: str | None = None
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is None and self.text is None:
+            raise ValueError("neither text nor error")
 
 
 def take_up(path: Path) -> Done:
-    """Count the whole lines of an output and cut off a torn last one. Raises `RequestError` if it is none."""
+    """Count the whole lines of an output and cut off a torn last one. Raises `RequestError` if it is none, or if what
+    would be cut off cannot be the beginning of a result."""
     done = Done()
     if not path.exists():
         return done
     whole_bytes = 0
     with path.open("r+b") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break
             try:
                 result = msgspec.json.decode(line, type=_Result)
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                if not line.endswith(b"\n") and line.startswith(b"{") and not _is_json(line):
+                    break
                 message = f"{path}, line {number}: expected a result of an earlier run: {error}"
                 raise RequestError(message) from error
+            if not line.endswith(b"\n"):
+                break
             done.num_lines += 1
             done.num_errors += result.error is not None
             whole_bytes += len(line)
         lines.truncate(whole_bytes)
     return done
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return False
+    return True

@@ -60,7 +60,7 @@ def plan(
         backend = resolve(path, random_weights=load_format == "random")
     if not isinstance(backend, Checkpoint):
         raise InvalidField("MODEL", "a model that a card serves", model)
-    shape, config = backend.config, backend.as_stored(config)
+    shape, config = backend.config, backend.sized(backend.as_stored(config))
     is_wide = dtype == "float32" or (dtype == "auto" and shape.dtype == "float32")
     made = plan_device(shape, config, memory or _free_bytes(), value_bytes=4 if is_wide else 2)
     Console(highlight=False, markup=False).print(_table(subject.name, made))
@@ -72,7 +72,7 @@ def _free_bytes() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        raise InvalidField("--memory", "a size such as 24GiB, where there is no card to ask", None)
+        raise InvalidField("--memory", "a size such as 24GiB, where there is no card to ask", "nothing")
     return torch.cuda.mem_get_info()[0]
 
 

@@ -150,9 +150,22 @@ def test_an_output_that_is_something_else_is_left_alone(
     assert result.exit_code == 2 and f"{target}, line 1" in result.stderr
     assert target.read_text() == "Notes.\nMore notes.\n"
     assert jitney("generate", source, source, "--scripted", script).exit_code == 2
+    for foreign in ("my only copy", '{"prompt": "a request, and no result"}', '{"text": "a"}\nand a note'):
+        target.write_text(foreign)
+        result = jitney("generate", source, target, "--scripted", script)
+        assert result.exit_code == 2 and "expected a result of an earlier run" in result.stderr
+        assert target.read_text() == foreign
     target.write_text(lines(*({"text": ""} for _ in range(21))))
     result = jitney("generate", source, target, "--scripted", script)
     assert result.exit_code == 2 and "21 results" in result.stderr and "20 requests" in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    jitney: Jitney, script: Path, source: Path, tmp_path: Path
+) -> None:
+    result = jitney("generate", source, tmp_path / "no" / "such.jsonl", "--scripted", script)
+    assert result.exit_code == 2 and result.stderr.strip().startswith("jitney: ")
+    assert "such.jsonl" in result.stderr and "Traceback" not in result.stderr
 
 
 async def test_lines_are_read_only_as_they_are_sent_off() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tiny_checkpoints import write_checkpoint
 from typer.testing import Result
 
 Jitney = Callable[..., Result]
@@ -56,3 +57,13 @@ print(sorted({"torch", "triton"} & set(sys.modules)), file=sys.stderr)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "[]\n")
+
+
+def test_an_engines_own_sizes_are_planned_with(jitney: Jitney, tmp_path: Path) -> None:
+    source, engine = write_checkpoint(tmp_path / "source", "Llama"), tmp_path / "engine"
+    assert jitney("export", source, engine, "--max-rows", 4, "--max-context", 64).exit_code == 0
+    result = jitney("plan", engine, "--memory", "2GiB")
+    assert result.exit_code == 0 and "4 rows of up to 64 tokens" in result.stdout
+    result = jitney("plan", engine, "--memory", "2GiB", "--max-rows", 2, "--json", tmp_path / "no" / "x.json")
+    assert "2 rows of up to 64 tokens" in result.stdout
+    assert result.exit_code == 2 and "x.json" in result.stderr and "Traceback" not in result.stderr
