@@ -7,7 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from ..runtime.checks import check_fields, expecting, integer, is_integer, is_number
+from ..runtime.checks import check_fields, expecting, integer, is_number
+from ..runtime.config import MOST_TOKENS
 from ..runtime.errors import InvalidField
 from ..runtime.weights.manifest import Narrowing
 
@@ -15,7 +16,7 @@ SIZES = ("max_rows", "max_context", "max_batch_tokens")
 
 
 _PARTS = integer(1, 1024)
-_SIZE = expecting("None or an integer of at least 1", lambda value: is_integer(value) and value >= 1)
+_SIZE = integer(1, MOST_TOKENS)
 _NATS = expecting("a number of nats", lambda value: is_number(value) and value >= 0)
 
 

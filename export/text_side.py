@@ -6,8 +6,12 @@ from typing import Any
 
 import msgspec
 
+from ..runtime.weights.json_file import read_object
 from .folder import Folder
 from .source import Source
+
+PASSED_ON = ("do_sample", "bos_token_id", "pad_token_id")
+"""Of a `generation_config.json`: what transformers generates by, and the runtime does not ask for."""
 
 
 def write_text_side(folder: Folder, source: Source) -> None:
@@ -35,4 +39,7 @@ def end_ids(source: Source) -> dict[str, list[int]]:
 def _generation(source: Source) -> dict[str, Any]:
     fields = msgspec.structs.asdict(source.generation)
     del fields["end_token_ids"]
-    return end_ids(source) | {name: value for name, value in fields.items() if value is not None}
+    path = source.path / "generation_config.json"
+    given = read_object(path) if path.is_file() else {}
+    passed_on = {name: given[name] for name in PASSED_ON if isinstance(given.get(name), int)}
+    return passed_on | end_ids(source) | {name: value for name, value in fields.items() if value is not None}

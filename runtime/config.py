@@ -12,6 +12,8 @@ _COUNT = expecting("an integer of at least 1", lambda value: is_integer(value) a
 _COUNT_OR_NONE = expecting("None or an integer of at least 1", lambda value: is_integer(value) and value >= 1)
 _SECONDS = expecting("a positive number of seconds", lambda value: is_number(value) and value > 0)
 
+MOST_TOKENS = 2**31 - 1
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a user may set. Sizes are in bytes or tokens, times in seconds.
@@ -31,11 +33,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     always deterministic."""
     load_format: Literal["auto", "random"] = "auto"
     """`random`: weights are drawn, not read: the model's shape at its full speed, for measurements."""
-    max_rows: Annotated[int | None, _COUNT_OR_NONE] = None
+    max_rows: Annotated[int | None, integer(1, 2**16)] = None
     """Rows that decode together; a request with n choices takes n. None: 32 on the CPU, 256 on a card."""
-    max_batch_tokens: Annotated[int | None, _COUNT_OR_NONE] = None
+    max_batch_tokens: Annotated[int | None, integer(1, MOST_TOKENS)] = None
     """Prefill and decode tokens of one step; a longer prompt is cut into chunks. None: what suits the device."""
-    max_context: Annotated[int | None, _COUNT_OR_NONE] = None
+    max_context: Annotated[int | None, integer(1, MOST_TOKENS)] = None
     """Caps the model's own context length."""
     memory_bytes: Annotated[int | None, _COUNT_OR_NONE] = None
     """How much of the card's memory the engine may use, all told. None: what is free, less a margin."""

@@ -170,3 +170,15 @@ def test_int8_is_computed_as_int8_and_as_floats(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", "Llama")
     target = written(source, tmp_path / "hf", quantize="int8", accept_quality=True)
     assert [len(tokens) for tokens in greedy(target)] == [16] * len(PROMPTS)
+
+
+def test_transformers_generates_from_it_as_from_the_source(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", "Llama")
+    path = source / "generation_config.json"
+    given = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "bos_token_id": 1, "pad_token_id": 0}
+    path.write_text(json.dumps({**given, **wanted}))
+    load = transformers.GenerationConfig.from_pretrained
+    before, after = load(source), load(written(source, tmp_path / "out"))
+    assert {name: getattr(after, name) for name in wanted} == wanted
+    assert before.eos_token_id in after.eos_token_id, "and what the tokenizer ends with"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jitney.runtime.config import EngineConfig
+from jitney.runtime.config import MOST_TOKENS, EngineConfig
 from jitney.runtime.errors import InvalidField
 
 POSITIVE = ("run_ahead", "max_queued", "max_queued_tokens", "keep_finished_bytes")
@@ -62,3 +62,10 @@ def test_every_field_is_checked() -> None:
 def test_the_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         EngineConfig().max_rows = 1  # type: ignore[misc]
+
+
+def test_sizes_have_an_end() -> None:
+    for field, most in (("max_rows", 2**16), ("max_context", MOST_TOKENS), ("max_batch_tokens", MOST_TOKENS)):
+        EngineConfig(**{field: most})
+        with pytest.raises(InvalidField, match=f"{field}: expected an integer from 1 to {most}"):
+            EngineConfig(**{field: most + 1})
