@@ -186,7 +186,7 @@ class Dispatcher:
     def _named(self, request: Generate) -> Generate:
         """Under another name where the worker may still have news of one that had this: they would be taken for its."""
         key = request.id
-        while key in self._parting:
+        while key in self._parting or key in self._by_key:
             key += "'"
         return request if key == request.id else msgspec.structs.replace(request, id=key)
 

@@ -156,8 +156,8 @@ async def test_an_id_that_is_used_again_hears_nothing_of_the_answer_that_had_it(
     dispatcher = Dispatcher(EngineConfig(), ByteTokenizer(), inbox, lambda: 0.0)
     dispatcher.opened(Capacity(100, 4, 8))
 
-    def admit() -> tuple[Response, str]:
-        request = Generate(id="mine", prompt=(1,), sampling=RowSampling(seed=0), max_tokens=9)
+    def admit(name: str = "mine") -> tuple[Response, str]:
+        request = Generate(id=name, prompt=(1,), sampling=RowSampling(seed=0), max_tokens=9)
         response = dispatcher.admit(request, SamplingParams())
         (sent,) = [each for each in inbox.drain(wait=False) if isinstance(each, Generate)]
         return response, sent.id
@@ -171,8 +171,9 @@ async def test_an_id_that_is_used_again_hears_nothing_of_the_answer_that_had_it(
     assert [each.id for each in inbox.drain(wait=False) if isinstance(each, Cancel)] == [first]
     new, second = admit()
     assert new.id == "mine" and dispatcher.find("mine") is new and new is not old
+    assert admit(second)[1] not in (first, second), "whoever asks for the name that it was given"
     late = Output(first, 0, (66,), finish_reason="stop_token")
-    tell(late, Advance([(second, 0)], [(67,)]), received_rows=2, received_cancels=1)
+    tell(late, Advance([(second, 0)], [(67,)]), received_rows=3, received_cancels=1)
     assert "".join(event.text for event in new.log.read(0)) == "C" and not new.done
     assert dispatcher.cancel("mine") and dispatcher.forget("mine")
     third = admit()[1]
