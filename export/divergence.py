@@ -3,10 +3,15 @@ logits for all positions is ever in memory."""
 
 from __future__ import annotations
 
+from math import exp
+
 import torch
 from torch import Tensor
 
 from ..runtime.weights.manifest import Quality
+
+MOST_NATS = 700.0
+"""That a float can hold the exponential of: a model of random weights has more."""
 
 
 class Divergence:
@@ -65,4 +70,5 @@ class _Side:
         return self.peak + self.total.log()
 
     def perplexity(self, known: Tensor) -> float:
-        return float((self.normaliser() - self._target_logits)[known].mean().exp())
+        """At most e to the power of `MOST_NATS`; NaN where a logit is no number."""
+        return exp(min(float((self.normaliser() - self._target_logits)[known].mean()), MOST_NATS))
