@@ -22,8 +22,8 @@ from ..runtime.weights.manifest import StoredFile
 MARKS = ("engine.json", "config.json")
 """Of which a directory must hold one to be replaced."""
 NAMES = re.compile(
-    r"(engine|config|generation_config|tokenizer|tokenizer_config|hf_quant_config|quant_cfg|.*\.index)\.json"
-    r"|chat_template\.jinja|.*\.safetensors|kernels-.*\.bin"
+    r"(engine|config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json"
+    r"|(model(-\d+-of-\d+)?|rank\d+)\.safetensors|kernels-.*\.bin|chat_template\.jinja"
 )
 """Of the files that exports write: a directory that holds anything else is somebody's, and is not replaced."""
 

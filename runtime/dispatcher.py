@@ -110,7 +110,7 @@ class Dispatcher:
             self.cancel,
             self._queue.position,
             self.forget,
-            response_id,
+            response_id=response_id,
         )
         self._responses[response_id] = self._by_key[request.id] = response
         self._num_open += 1

@@ -39,9 +39,8 @@ class HomeLoop:
 
     async def iterate(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
         """Advance a generator at home, an item at a time, and close it there when the reader here leaves."""
-        turn = (
-            asyncio.Lock()
-        )  # at home: who leaves while an item is awaited closes once that has been cancelled
+        # Held at home: who leaves while an item is awaited closes once that has been cancelled.
+        turn = asyncio.Lock()
 
         async def advance() -> tuple[T] | None:
             async with turn:

@@ -86,8 +86,9 @@ def take_up(path: Path) -> Done:
         for number, line in enumerate(lines, 1):
             try:
                 result = msgspec.json.decode(line, type=_Result)
-            except (msgspec.DecodeError, msgspec.ValidationError) as error:
-                if not line.endswith(b"\n") and line.startswith(b"{") and not _is_json(line):
+            except msgspec.DecodeError as error:
+                is_whole = isinstance(error, msgspec.ValidationError)  # JSON, but not what is expected
+                if line.startswith(b"{") and not line.endswith(b"\n") and not is_whole:
                     break
                 message = f"{path}, line {number}: expected a result of an earlier run: {error}"
                 raise RequestError(message) from error
@@ -98,11 +99,3 @@ def take_up(path: Path) -> Done:
             whole_bytes += len(line)
         lines.truncate(whole_bytes)
     return done
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        msgspec.json.decode(line)
-    except msgspec.DecodeError:
-        return False
-    return True
