@@ -1,10 +1,10 @@
 """What eight bits change on an NVIDIA card: the default model's next-token distributions against bfloat16's.
 
-    python benchmarks/card_quality.py TEXT [TEXT ...] [--positions 4096]
+    python benchmarks/card_quality.py TEXT [TEXT ...] [--positions 4096] [--engine DIRECTORY ...]
 
 TEXT are files of prose; they are read one after the other, cut into prompts of 1,024 tokens, and computed in chunks of
 128, so that all but the first chunk attend to keys from the pages. Prints the mean and the largest KL divergence in
-nats, and how often the likeliest token is the same.
+nats, and how often the likeliest token is the same; of weights narrowed as they are loaded, or of engine directories.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SCORED = RowSampling(seed=0, temperature=0.0, prompt_logprobs=0)
 WAYS = ({"quantize": "fp8"}, {"kv_dtype": "fp8"}, {"quantize": "fp8", "kv_dtype": "fp8"})
 
 
-def logits(text: str, positions: int, **settings: Any) -> Tensor:
+def logits(name: str, text: str, positions: int, **settings: Any) -> Tensor:
     """Of the next token after each position: [positions, vocabulary], on the card."""
-    model = resolve(NAMES[0])
+    model = resolve(name)
     config = EngineConfig(device="cuda", max_rows=2, max_context=2 * PROMPT, **settings)
     step = model.open_step(config)
     assert isinstance(step, CudaStep)
@@ -62,15 +62,17 @@ def main() -> None:
     )
     parser.add_argument("texts", nargs="+", type=Path)
     parser.add_argument("--positions", type=int, default=4096)
+    parser.add_argument("--engine", nargs="+", default=[], metavar="DIRECTORY", help="in place of loading")
     asked = parser.parse_args()
     text = "\n".join(path.read_text() for path in asked.texts)
-    source = logits(text, asked.positions).log_softmax(-1)
-    for way in WAYS:
-        narrowed = logits(text, asked.positions, **way).log_softmax(-1)
+    source = logits(NAMES[0], text, asked.positions).log_softmax(-1)
+    ways = [(engine, {}) for engine in asked.engine] or [(NAMES[0], way) for way in WAYS]
+    for name, way in ways:
+        narrowed = logits(name, text, asked.positions, **way).log_softmax(-1)
         divergence = (source.exp() * (source - narrowed)).sum(-1)
         same = (source.argmax(-1) == narrowed.argmax(-1)).float().mean()
         print(
-            f"{way}: {len(divergence)} positions, mean KL {divergence.mean():.4f}, largest"
+            f"{way or name}: {len(divergence)} positions, mean KL {divergence.mean():.4f}, largest"
             f" {divergence.max():.2f}, same likeliest token {100 * same:.1f} %", flush=True,
         )  # fmt: skip
 

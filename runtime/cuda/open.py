@@ -7,8 +7,8 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import torch
@@ -19,22 +19,21 @@ from ..errors import InvalidField
 from ..kernels.choice import Choice
 from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
+from ..kernels.library import Library
 from ..kernels.linear import Linears
-from ..kernels.narrow import ROWS_AT_ONCE, narrowed_weight
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
-from ..kernels.tuned import choices_file, load_choices
+from ..kernels.tuned import choices_file, load, ranks_file
 from ..model.config import ModelConfig
-from ..model.layers import Layers, Pack, Weights, load_layers
-from ..model.linear_int8 import rounded
+from ..model.layers import Layers, Weights
 from ..weights.cache import cache_root
-from ..weights.random_weights import RandomWeights
 from .arena import Arena
 from .forward import Forward, Ops
 from .graphs import Graphs, cuda_recorder, plain_recorder
 from .ladder import Ladder
+from .loading import load_on
 from .naive import NaiveOps
 from .ops import KernelOps
 from .outbox import Outbox
@@ -44,7 +43,7 @@ from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
-from .streamed import CardCopies, PlacedWeights, StreamedWeights
+from .warming import library_for, timing
 
 PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
@@ -89,11 +88,13 @@ def open_cuda_step(
     free_bytes = torch.cuda.mem_get_info(device)[0]
     plan = plan_device(model, config, free_bytes, value_bytes=dtype.itemsize, processors=_processors(device))
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
-    kernels = kernels or Kernels()
-    kernels.choices = kernels.choices or load_choices(
-        choices_file(cache_root(), torch.cuda.get_device_name())
+    kernels, card, root = kernels or Kernels(), torch.cuda.get_device_name(), cache_root()
+    kernels.choices = kernels.choices or load(choices_file(root, card), Choice)
+    ranks = ranks_file(root, card, str(torch.__version__))
+    kernels.ranks = kernels.ranks or load(ranks, int)
+    return build_step(
+        model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales, ranks=ranks
     )
-    return build_step(model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales)
 
 
 def leave_default_stream(device: torch.device) -> None:
@@ -114,12 +115,13 @@ def build_step(
     naive: bool = False,
     kernels: Kernels | None = None,
     kv_scales: KvScales = (),
+    ranks: Path | None = None,
 ) -> CudaStep:
     """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch. `kernels` None: each is
-    compiled when it is first launched."""
+    compiled when it is first launched. `ranks`: the file of what is timed here of the library's kernels."""
     sizes = plan.sizes
     with torch.inference_mode():
-        layers = _load(model, weights, config, sizes, dtype, device)
+        layers = load_on(device, model, weights, config, sizes, dtype)
         arena = Arena()
         state, sampling = SlotState(arena, sizes), SamplingState(arena, sizes.num_slots, model.vocab_size)
         arena.allocate(device)
@@ -128,13 +130,16 @@ def build_step(
         shape = (sizes.num_pages, 2, model.num_kv_heads, PAGE_TOKENS, model.head_dim)
         pools = [torch.empty(shape, dtype=kv_dtype, device=device) for _ in range(model.num_layers)]
         ops: Ops
+        library: Library | None = None
         if naive:
             ops = NaiveOps(model, layers, pools, state.tables)
         else:
             is_narrow = kv_dtype == torch.float8_e4m3fn and kv_scales
             scales = kv_scales if is_narrow else [(1.0, 1.0)] * len(pools)
             caches = [LayerCache(pool, state.tables, *pair) for pool, pair in zip(pools, scales, strict=True)]
-            ops = _kernels(model, layers, caches, sizes, config, kernels.choices if kernels else {})
+            linears = _linears(model, sizes, config, dtype, device, kernels)
+            library = linears.library
+            ops = _kernels(model, layers, caches, sizes, config, linears)
         outbox = Outbox(sizes.max_samples, device)
         slotwise = Slotwise(
             state.positions,
@@ -152,7 +157,8 @@ def build_step(
         )
     ladder = Ladder(sizes)
     record = cuda_recorder() if device.type == "cuda" and not naive else plain_recorder
-    graphs = Graphs(forward.run, ladder.graphs(), record, warm=short.run)
+    warm = short.run if library is None else timing(short.run, library, layers, ranks)
+    graphs = Graphs(forward.run, ladder.graphs(), record, warm)
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
@@ -196,17 +202,13 @@ def _kernels(
     caches: list[LayerCache],
     sizes: Sizes,
     config: EngineConfig,
-    choices: Mapping[str, Choice],
+    linears: Linears,
 ) -> KernelOps:
     embed = layers.shared["embed"]["weight"]
     device, dtype = embed.device, embed.dtype
     shapes = buffer_shapes(model, sizes)
     buffers = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
     deterministic = config.mode == "deterministic"
-    linears = Linears(
-        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
-        deterministic=deterministic, tuned=choices,
-    )  # fmt: skip
     decode = None
     if not deterministic:
         rows = sizes.row_buckets[-1]
@@ -221,60 +223,28 @@ def _kernels(
     return KernelOps(model, layers, caches, buffers, linears, decode, prefill)
 
 
+def _linears(
+    model: ModelConfig,
+    sizes: Sizes,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels | None,
+) -> Linears:
+    is_fast = config.mode != "deterministic"
+    linears = Linears(
+        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
+        deterministic=not is_fast, tuned=kernels.choices if kernels else {},
+    )  # fmt: skip
+    if is_fast and device.type == "cuda" and dtype == torch.bfloat16 and kernels is not None:
+        linears.library = library_for(linears.scratch, kernels.ranks)
+    return linears
+
+
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _load(
-    model: ModelConfig,
-    weights: Weights,
-    config: EngineConfig,
-    sizes: Sizes,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Layers:
-    pack, kind = _PACKED[config.quantize]
-    with ExitStack() as stack:
-        if isinstance(weights, RandomWeights):
-            weights.device = str(device)
-        elif device.type == "cuda" and isinstance(weights, PlacedWeights):
-            weights = stack.enter_context(StreamedWeights(weights, CardCopies(device)))
-        layers = load_layers(
-            model, weights, pack, dtype, sizes.context, _pack_stored if kind else None,
-            rounded_kind=kind, device=device, rope_dtype=torch.float32,
-        )  # fmt: skip
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what narrowing wanted for a moment is not in the plan
-    return layers
-
-
-def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-
-
-def _pack_fp8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    return _pack_stored(*narrowed_weight(weight), bias)
-
-
-def _pack_int8(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    values, scale = zip(*map(rounded, weight.split(ROWS_AT_ONCE)), strict=True)
-    return _pack_stored(torch.cat(values), torch.cat(scale), bias)
-
-
-def _pack_stored(
-    values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    return {**_pack(values, bias), "scale": scale}
-
-
-_PACKED: dict[str | None, tuple[Pack, str]] = {
-    None: (_pack, ""),
-    "fp8": (_pack_fp8, "F8_E4M3"),
-    "int8": (_pack_int8, "I8"),
-}
-"""How a matrix lies on the card, and under which type a checkpoint may store it so."""
 
 
 def _check(config: EngineConfig, capability: tuple[int, int]) -> None:

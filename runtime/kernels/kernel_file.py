@@ -39,11 +39,12 @@ class MadeFor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KernelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`choices` by `Task.key`."""
+    """`choices` by `Task.key`, `ranks` of the library's kernels by `library.key`."""
 
     made_for: MadeFor
     choices: dict[str, Choice] = {}
     binaries: Binaries = {}
+    ranks: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
 
     def encoded(self) -> bytes:
         return msgspec.msgpack.encode(self)

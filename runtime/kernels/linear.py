@@ -25,6 +25,7 @@ from .activation import activation
 from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
+from .library import Library
 from .narrow import Rows
 from .norm import Norm, norm
 from .product import product
@@ -50,7 +51,8 @@ class Extras(NamedTuple):
 
 class Linears:
     """Owns the workspace, for `max_tokens` rows at most: used by one stream at a time. `tuned` holds choices by
-    `Task.key`."""
+    `Task.key`, `library` knows better kernels for products of bf16 than those that torch takes; it may write to
+    `scratch` then."""
 
     def __init__(
         self,
@@ -64,8 +66,13 @@ class Linears:
     ) -> None:
         self._dtype, self._deterministic = dtype, deterministic
         self.tuned = {} if tuned is None else dict(tuned)
+        self.library: Library | None = None
         self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
         self._pdl = can_depend(device)
+
+    @property
+    def scratch(self) -> Tensor:
+        return self._buffers["parts"]
 
     def linear(self, x: Rows, weight: Weight, out: Tensor) -> None:
         """x [M, K] contiguous, out [M, N]."""
@@ -204,7 +211,9 @@ class Linears:
         is_apart = extras.activation is not None or (extras.add and x.scale is not None)
         total = self._buffer("ups", len(out), weight.num_outputs) if is_apart else out
         if x.scale is None or weight.scale is None:
-            torch.addmm(total, x.values, weight.values.t(), beta=int(extras.add), out=total)
+            library = self.library
+            if library is None or not library.multiplied(x.values, weight.values, total, add=extras.add):
+                torch.addmm(total, x.values, weight.values.t(), beta=int(extras.add), out=total)
         else:
             torch._scaled_mm(
                 x.values, weight.values.t(), scale_a=x.scale.unsqueeze(1), scale_b=weight.scale.unsqueeze(0),
