@@ -35,11 +35,8 @@ def kernels_here(model: ModelConfig, weights: Weights, limits: Limits) -> Kernel
             device="cuda", quantize=quantize, max_rows=limits.max_rows, max_context=limits.max_context,
             max_batch_tokens=limits.max_batch_tokens,
         )  # fmt: skip
-        step = open_cuda_step(model, weights, config, kernels)
-        while step.prepare():
-            pass
-        step.close()
-    return KernelFile(here, dict(kernels.choices), kernels.binaries(), kernels.ranks)
+        open_cuda_step(model, weights, config, kernels).close()
+    return KernelFile(here, dict(kernels.choices), kernels.binaries())
 
 
 def _narrow(model: ModelConfig, capability: tuple[int, int]) -> list[Literal["int8", "fp8"]]:

@@ -24,7 +24,7 @@ from jitney.runtime.kernels.linear import Linears
 from jitney.runtime.kernels.narrow import Rows
 from jitney.runtime.kernels.norm import Norm
 from jitney.runtime.kernels.stopwatch import Stopwatch, replay_time
-from jitney.runtime.kernels.tuned import choices_file, load, store, tune
+from jitney.runtime.kernels.tuned import choices_file, load_choices, store_choices, tune
 from jitney.runtime.kernels.weight import Weight
 from jitney.runtime.kernels.workspace import Widths
 from jitney.runtime.weights.cache import cache_root
@@ -158,14 +158,14 @@ def main() -> None:
     options = parser.parse_args()
     models, rows = options.models.split(","), [int(count) for count in options.rows.split(",")]
     path = choices_file(cache_root(), torch.cuda.get_device_name())
-    choices = load(path, Choice)
+    choices = load_choices(path)
     if options.tune:
         watch = Stopwatch(torch.device("cuda"), pool_bytes=2 << 30, most_rows=max(rows), widest=16384)
         wanted = [
             task for name in models for m in rows for task in tasks(MODELS[name], m, options.weights).values()
         ]
         choices = tune(wanted, watch, choices)
-        store(path, choices)
+        store_choices(path, choices)
     results = measure(models, rows, options.weights, choices)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -7,8 +7,7 @@ its own, so that a host program's work on the default stream neither waits nor i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import torch
@@ -19,13 +18,13 @@ from ..errors import InvalidField
 from ..kernels.choice import Choice
 from ..kernels.compilation import Kernels
 from ..kernels.decode_attention import DecodeAttention
-from ..kernels.library import Library
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
-from ..kernels.tuned import choices_file, load, ranks_file
+from ..kernels.tuned import choices_file, load_choices
+from ..kernels.wide_product import wide_products
 from ..model.config import ModelConfig
 from ..model.layers import Layers, Weights
 from ..weights.cache import cache_root
@@ -43,7 +42,6 @@ from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
-from .warming import library_for, timing
 
 PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
@@ -88,13 +86,11 @@ def open_cuda_step(
     free_bytes = torch.cuda.mem_get_info(device)[0]
     plan = plan_device(model, config, free_bytes, value_bytes=dtype.itemsize, processors=_processors(device))
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
-    kernels, card, root = kernels or Kernels(), torch.cuda.get_device_name(), cache_root()
-    kernels.choices = kernels.choices or load(choices_file(root, card), Choice)
-    ranks = ranks_file(root, card, str(torch.__version__))
-    kernels.ranks = kernels.ranks or load(ranks, int)
-    return build_step(
-        model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales, ranks=ranks
+    kernels = kernels or Kernels()
+    kernels.choices = kernels.choices or load_choices(
+        choices_file(cache_root(), torch.cuda.get_device_name())
     )
+    return build_step(model, weights, config, plan, dtype, device, kernels=kernels, kv_scales=kv_scales)
 
 
 def leave_default_stream(device: torch.device) -> None:
@@ -115,10 +111,9 @@ def build_step(
     naive: bool = False,
     kernels: Kernels | None = None,
     kv_scales: KvScales = (),
-    ranks: Path | None = None,
 ) -> CudaStep:
     """The step on any device; on the CPU without graphs. `naive`: the layers in plain torch. `kernels` None: each is
-    compiled when it is first launched. `ranks`: the file of what is timed here of the library's kernels."""
+    compiled when it is first launched."""
     sizes = plan.sizes
     with torch.inference_mode():
         layers = load_on(device, model, weights, config, sizes, dtype)
@@ -130,16 +125,13 @@ def build_step(
         shape = (sizes.num_pages, 2, model.num_kv_heads, PAGE_TOKENS, model.head_dim)
         pools = [torch.empty(shape, dtype=kv_dtype, device=device) for _ in range(model.num_layers)]
         ops: Ops
-        library: Library | None = None
         if naive:
             ops = NaiveOps(model, layers, pools, state.tables)
         else:
             is_narrow = kv_dtype == torch.float8_e4m3fn and kv_scales
             scales = kv_scales if is_narrow else [(1.0, 1.0)] * len(pools)
             caches = [LayerCache(pool, state.tables, *pair) for pool, pair in zip(pools, scales, strict=True)]
-            linears = _linears(model, sizes, config, dtype, device, kernels)
-            library = linears.library
-            ops = _kernels(model, layers, caches, sizes, config, linears)
+            ops = _kernels(model, layers, caches, sizes, config, kernels.choices if kernels else {})
         outbox = Outbox(sizes.max_samples, device)
         slotwise = Slotwise(
             state.positions,
@@ -157,8 +149,7 @@ def build_step(
         )
     ladder = Ladder(sizes)
     record = cuda_recorder() if device.type == "cuda" and not naive else plain_recorder
-    warm = short.run if library is None else timing(short.run, library, layers, ranks)
-    graphs = Graphs(forward.run, ladder.graphs(), record, warm)
+    graphs = Graphs(forward.run, ladder.graphs(), record, warm=short.run)
     staging = Staging(arena, config.run_ahead + 2)
     mixed = mixed_tokens(model, sizes.prefill_tokens)
     capacity = Capacity(
@@ -202,13 +193,19 @@ def _kernels(
     caches: list[LayerCache],
     sizes: Sizes,
     config: EngineConfig,
-    linears: Linears,
+    choices: Mapping[str, Choice],
 ) -> KernelOps:
     embed = layers.shared["embed"]["weight"]
     device, dtype = embed.device, embed.dtype
     shapes = buffer_shapes(model, sizes)
     buffers = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
     deterministic = config.mode == "deterministic"
+    linears = Linears(
+        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
+        deterministic=deterministic, tuned=choices,
+    )  # fmt: skip
+    if device.type == "cuda" and dtype == torch.bfloat16 and not deterministic:
+        linears.wide = wide_products(linears.scratch, _processors(device))
     decode = None
     if not deterministic:
         rows = sizes.row_buckets[-1]
@@ -221,24 +218,6 @@ def _kernels(
     )
     logger.info("prefill attention: %s (%s)", prefill.name, prefill.reason)
     return KernelOps(model, layers, caches, buffers, linears, decode, prefill)
-
-
-def _linears(
-    model: ModelConfig,
-    sizes: Sizes,
-    config: EngineConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    kernels: Kernels | None,
-) -> Linears:
-    is_fast = config.mode != "deterministic"
-    linears = Linears(
-        device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
-        deterministic=not is_fast, tuned=kernels.choices if kernels else {},
-    )  # fmt: skip
-    if is_fast and device.type == "cuda" and dtype == torch.bfloat16 and kernels is not None:
-        linears.library = library_for(linears.scratch, kernels.ranks)
-    return linears
 
 
 def _processors(device: torch.device) -> int:

@@ -51,8 +51,6 @@ class Kernels:
         """`brought`: made on such a card."""
         self.choices: Mapping[str, Choice] = brought.choices if brought else {}
         """What was timed, by `Task.key`."""
-        self.ranks: dict[str, int] = dict(brought.ranks) if brought else {}
-        """Of the library's kernels, by `library.key`."""
         self._brought = brought.binaries if brought else {}
         self._variants: Variants = {}
         self._keyed = Thread(target=triton_key, name="jitney-triton-key", daemon=True)

@@ -39,12 +39,11 @@ class MadeFor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KernelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`choices` by `Task.key`, `ranks` of the library's kernels by `library.key`."""
+    """`choices` by `Task.key`."""
 
     made_for: MadeFor
     choices: dict[str, Choice] = {}
     binaries: Binaries = {}
-    ranks: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
 
     def encoded(self) -> bytes:
         return msgspec.msgpack.encode(self)

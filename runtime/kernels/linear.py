@@ -25,12 +25,12 @@ from .activation import activation
 from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
-from .library import Library
 from .narrow import Rows
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
 from .weight import Weight
+from .wide_product import WideProducts
 from .workspace import Widths, allocated, for_linears
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ class Extras(NamedTuple):
 
 class Linears:
     """Owns the workspace, for `max_tokens` rows at most: used by one stream at a time. `tuned` holds choices by
-    `Task.key`, `library` knows better kernels for products of bf16 than those that torch takes; it may write to
-    `scratch` then."""
+    `Task.key`. `wide` computes those of the library's products that it wants, and may write to `scratch` then."""
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class Linears:
     ) -> None:
         self._dtype, self._deterministic = dtype, deterministic
         self.tuned = {} if tuned is None else dict(tuned)
-        self.library: Library | None = None
+        self.wide: WideProducts | None = None
         self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
         self._pdl = can_depend(device)
 
@@ -211,9 +210,7 @@ class Linears:
         is_apart = extras.activation is not None or (extras.add and x.scale is not None)
         total = self._buffer("ups", len(out), weight.num_outputs) if is_apart else out
         if x.scale is None or weight.scale is None:
-            library = self.library
-            if library is None or not library.multiplied(x.values, weight.values, total, add=extras.add):
-                torch.addmm(total, x.values, weight.values.t(), beta=int(extras.add), out=total)
+            self._multiply(x.values, weight.values, total, add=extras.add)
         else:
             torch._scaled_mm(
                 x.values, weight.values.t(), scale_a=x.scale.unsqueeze(1), scale_b=weight.scale.unsqueeze(0),
@@ -225,3 +222,7 @@ class Linears:
             activation(total, extras.activation, Rows(out), gated=extras.gated)
         elif is_apart:
             out += total
+
+    def _multiply(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> None:
+        if add or self.wide is None or not self.wide.computes(x, weight, out):
+            torch.addmm(out, x, weight.t(), beta=int(add), out=out)

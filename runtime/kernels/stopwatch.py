@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from statistics import median
 
 import torch
 import triton
@@ -17,7 +18,6 @@ from .choice import Choice, Task
 from .linear import Linears
 from .narrow import Rows, narrowed
 from .norm import Norm
-from .replay import replay_time
 from .weight import Weight
 from .workspace import Widths
 
@@ -88,3 +88,24 @@ class Stopwatch:
             self._linears.linear_add(x, weight, out)
         else:
             self._linears.linear(x, weight, out)
+
+
+def replay_time(launch: Callable[[], None], replays: int = 7) -> float:
+    """Median seconds of one replay of what `launch` enqueues."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launch()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            launch()
+        graph.replay()
+        times: list[float] = []
+        for _ in range(replays):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+    return median(times)

@@ -1,8 +1,7 @@
 """Choices that were measured on this card, kept on disk from run to run.
 
-A file holds one card's choices for one version of the kernels, or its ranks of a library's kernels for one version of
-torch. It only saves time: a file that cannot be read or written is said once in the log, and the built-in choices
-serve.
+A file holds one card's choices for one version of the kernels. It only saves time: a file that cannot be read or
+written is said once in the log, and the built-in choices serve.
 """
 
 from __future__ import annotations
@@ -13,36 +12,30 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from .choice import Choice, Task, candidates
 
-KERNEL_VERSION = 3
+KERNEL_VERSION = 2
 """Raised when a kernel changes so that old measurements mislead."""
 LEAST_GAIN = 0.03
 """Less than this is within what two measurements of one kernel differ by."""
 
-T = TypeVar("T")
 Measure = Callable[[Task, Choice], float]
 log = logging.getLogger(__name__)
 
 
 def choices_file(root: Path, device_name: str) -> Path:
     """Under the cache's root, by the card's name (`torch.cuda.get_device_name()`)."""
-    return root / "kernels" / f"{_slug(device_name)}-v{KERNEL_VERSION}.json"
+    card = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return root / "kernels" / f"{card}-v{KERNEL_VERSION}.json"
 
 
-def ranks_file(root: Path, device_name: str, torch_version: str) -> Path:
-    return root / "kernels" / f"{_slug(device_name)}-library-of-torch-{torch_version}.json"
-
-
-def load(path: Path, kind: type[T]) -> dict[str, T]:
-    """Choices by `Task.key`, or ranks by `library.key`; none where there is no such file, or where it holds something
-    else."""
+def load_choices(path: Path) -> dict[str, Choice]:
+    """By `Task.key`; none where there is no such file, or where it does not hold choices."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, kind])  # type: ignore[valid-type]
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Choice])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:
@@ -50,7 +43,7 @@ def load(path: Path, kind: type[T]) -> dict[str, T]:
         return {}
 
 
-def store(path: Path, choices: Mapping[str, object]) -> None:
+def store_choices(path: Path, choices: Mapping[str, Choice]) -> None:
     """Replace the file whole, so that a reader sees the old one or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +70,3 @@ def tune(tasks: Iterable[Task], measure: Measure, known: Mapping[str, Choice]) -
             is_slower = seconds[built_in] > (1 + LEAST_GAIN) * seconds[fastest]
             choices[task.key] = fastest if is_slower else built_in
     return choices
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

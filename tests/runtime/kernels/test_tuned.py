@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jitney.runtime.kernels.choice import LIBRARY, Choice, Task, candidates, default_choice
-from jitney.runtime.kernels.tuned import choices_file, load, store, tune
+from jitney.runtime.kernels.tuned import choices_file, load_choices, store_choices, tune
 
 TASK = Task(num_outputs=1024, num_inputs=2048, num_rows=16, weight_bits=16, added=True)
 
@@ -17,10 +17,10 @@ TASK = Task(num_outputs=1024, num_inputs=2048, num_rows=16, weight_bits=16, adde
 def test_choices_come_back_as_they_were_kept(tmp_path: Path) -> None:
     path = choices_file(tmp_path, "NVIDIA H100 80GB HBM3")
     assert path.name.startswith("nvidia-h100-80gb-hbm3-v")
-    assert load(path, Choice) == {}
+    assert load_choices(path) == {}
     choices = {TASK.key: default_choice(TASK), "other": LIBRARY}
-    store(path, choices)
-    assert load(path, Choice) == choices
+    store_choices(path, choices)
+    assert load_choices(path) == choices
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -32,13 +32,13 @@ def test_a_file_of_something_else_is_said_and_passed_over(
 ) -> None:
     path = tmp_path / "choices.json"
     path.write_bytes(content)
-    assert load(path, Choice) == {}
+    assert load_choices(path) == {}
     assert len(caplog.records) == 1 and str(path) in caplog.text
 
 
 def test_an_unwritable_cache_is_said_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "kernels").write_text("a file where a folder should be")
-    store(choices_file(tmp_path, "card"), {TASK.key: LIBRARY})
+    store_choices(choices_file(tmp_path, "card"), {TASK.key: LIBRARY})
     assert len(caplog.records) == 1
 
 
