@@ -12,7 +12,7 @@ from .machine import Card, Machine, this_machine
 
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
-MEASURED = (9, 0)
+MEASURED = "H100"
 GIB = 2**30
 
 Verdict = Literal["ok", "note", "FAIL"]
@@ -61,7 +61,7 @@ def _on_card(machine: Machine, card: Card) -> Iterator[Finding]:
     if card.capability < LEAST_CAPABILITY:
         yield Finding("FAIL", "device", f"{name}; 8.0 or newer is needed: --device cpu serves here")
     else:
-        told = "measured" if card.capability == MEASURED else "by kernels that were measured on 9.0 alone"
+        told = "measured" if MEASURED in card.name else f"by kernels that were measured on an {MEASURED}"
         yield Finding("ok", "device", f"{name}, {told}")
     yield Finding("ok", "memory", f"{card.free_bytes / GIB:.1f} of {card.total_bytes / GIB:.1f} GiB free")
     yield Finding("ok", "triton", str(machine.triton))
