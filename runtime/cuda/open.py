@@ -47,6 +47,8 @@ PREFILL_FLOPS = 4e12
 """Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+WIDE_CAPABILITY = (9, 0)
+"""Of the cards on which wide products were measured."""
 TOLD_GRAPHS = 10
 """Between two lines of the log."""
 INTERPRETED_PROCESSORS = 2
@@ -204,7 +206,7 @@ def _kernels(
         device, dtype, max_tokens=sizes.max_tokens, widths=linear_widths(model, narrow=config.quantize == "fp8"),
         deterministic=deterministic, tuned=choices,
     )  # fmt: skip
-    if device.type == "cuda" and dtype == torch.bfloat16 and not deterministic:
+    if dtype == torch.bfloat16 and not deterministic and _capability(device) == WIDE_CAPABILITY:
         linears.wide = wide_products(linears.scratch, _processors(device))
     decode = None
     if not deterministic:
@@ -218,6 +220,10 @@ def _kernels(
     )
     logger.info("prefill attention: %s (%s)", prefill.name, prefill.reason)
     return KernelOps(model, layers, caches, buffers, linears, decode, prefill)
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def _processors(device: torch.device) -> int:

@@ -124,9 +124,9 @@ class Linears:
     def _run(self, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
         is_narrow, bits = weight.narrows, weight.values.dtype.itemsize * 8
         can_fuse = extras.norm is not None and extras.norm.rms and not is_narrow and not self._deterministic
-        is_wide = weight.scale is not None and not is_narrow
+        is_widened = weight.scale is not None and not is_narrow
         task = Task(
-            out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add, is_wide
+            out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add, is_widened
         )
         if len(out) == 0:
             return
