@@ -2,9 +2,9 @@
 
     python benchmarks/kernels/wide_product.py [llama-1b,llama-8b] [1024,2048,8192] [--rounds 7]
 
-Rows and weights are random, products are captured in a graph. The first turn of each finds the card cool; of the later
-ones the median counts, without the second: by then the card is held back by its power, which is what long prompts do. Torch's
-first turn comes before ours, so that the card is a little cooler then.
+Rows and weights are random, products are captured in a graph. The first turn of each finds the card cool, torch's a
+little cooler than ours, which comes after it. Of the later ones the median counts, without the second: by then the card
+is held back by its power, which is what long prompts do.
 """
 
 from __future__ import annotations
