@@ -60,6 +60,7 @@ class ChatSocket:
             frame = message.get("text") or message.get("bytes") or b""
             if len(frame) > self._service.max_frame_bytes:
                 return Close(TOO_BIG, f"a frame may have {self._service.max_frame_bytes} bytes")
+            await self._service.turnstile.passed()
             for action in self._session.receive(frame):
                 if isinstance(action, Close):
                     return action

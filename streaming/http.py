@@ -61,6 +61,7 @@ class Endpoint:
                 end = Ending()
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope, end)
                 try:
+                    await self._service.turnstile.passed()
                     given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
                 except Exception as exc:
                     given = refusal(exc)

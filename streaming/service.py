@@ -24,6 +24,7 @@ from .principal import ANONYMOUS, Principal
 from .protocols.errors import refusal
 from .protocols.generate import Generate
 from .registry import Registry
+from .turnstile import Turnstile
 
 STOP_S = 1.0
 """How long clients may take to read that their answers were cancelled."""
@@ -52,6 +53,7 @@ class Service:
         self._prepare = prepare
         self._served_model_name = served_model_name
         self.registry = Registry(self.submit, lambda: self.model)
+        self.turnstile = Turnstile()
         self.ending = Ending()
         """Comes with `stop`: what is sent for as long as somebody reads ends then."""
         self._listening: set[anyio.CancelScope] = set()
