@@ -15,12 +15,12 @@ MOST = 8
 
 
 class Turnstile:
-    """Of one loop."""
+    """Of one loop at a time: where another has taken its place, nobody waits any more."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = self._left = most
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._is_due = False
+        self._due_on: asyncio.AbstractEventLoop | None = None
 
     async def passed(self) -> None:
         """At once where few have come in this turn of the loop, else in a later one, in the order of coming."""
@@ -33,12 +33,15 @@ class Turnstile:
         await place
 
     def _come_back(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._next_turn)
+        loop = asyncio.get_running_loop()
+        if self._due_on is not loop:
+            if self._due_on is not None:
+                self._waiting.clear()
+            loop.call_soon(self._next_turn)
+        self._due_on = loop
 
     def _next_turn(self) -> None:
-        self._is_due, self._left = False, self._most
+        self._due_on, self._left = None, self._most
         while self._waiting and self._left:
             place = self._waiting.popleft()
             if not place.cancelled():

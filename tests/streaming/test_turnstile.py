@@ -76,6 +76,30 @@ async def test_nobody_waits_for_who_has_left() -> None:
     assert passed == [0, 3, 4]
 
 
+def test_a_loop_that_has_ended_leaves_nobody_waiting_on_the_next() -> None:
+    turnstile, passed = Turnstile(1), list[int]()
+
+    async def come(number: int) -> None:
+        await turnstile.passed()
+        passed.append(number)
+
+    async def leave_one_waiting() -> None:
+        for number in range(2):
+            asyncio.ensure_future(come(number))
+        await asyncio.sleep(0)
+
+    async def come_again() -> None:
+        async with asyncio.timeout(10):
+            await asyncio.gather(*map(come, range(2, 5)))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_one_waiting())
+    loop.close()
+    assert passed == [0]
+    asyncio.run(come_again())
+    assert passed == [0, 2, 3, 4]
+
+
 async def test_at_rest_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     turnstile, loop = Turnstile(2), asyncio.get_running_loop()
     await asyncio.gather(*(turnstile.passed() for _ in range(5)))
