@@ -60,11 +60,12 @@ class ChatSocket:
             frame = message.get("text") or message.get("bytes") or b""
             if len(frame) > self._service.max_frame_bytes:
                 return Close(TOO_BIG, f"a frame may have {self._service.max_frame_bytes} bytes")
-            await self._service.turnstile.passed()
-            for action in self._session.receive(frame):
-                if isinstance(action, Close):
-                    return action
-                self._perform(action)
+            with self._service.answering():
+                await self._service.turnstile.passed()
+                for action in self._session.receive(frame):
+                    if isinstance(action, Close):
+                        return action
+                    self._perform(action)
             if self._num_unread > MAX_UNREAD:
                 return Close(POLICY, "replies are not read")
 

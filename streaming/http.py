@@ -56,12 +56,12 @@ class Endpoint:
         except ClientDisconnect:
             return
         with self._service.answering():
+            await self._service.turnstile.passed()
             async with anyio.create_task_group() as tasks:
                 send = _leaving(send, tasks.cancel_scope)
                 end = Ending()
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope, end)
                 try:
-                    await self._service.turnstile.passed()
                     given = body if isinstance(body, Refusal) else await self._answer(request, body, send)
                 except Exception as exc:
                     given = refusal(exc)

@@ -96,6 +96,10 @@ class Registry:
         if self.is_closing:
             raise EngineClosed("the engine is draining")
 
+    def shut(self) -> None:
+        """Take in nothing new, nor what is open and has not begun."""
+        self._admitted = self._admitted or set()
+
     async def close(self) -> None:
         """Take in nothing new, and wait until all that is open has begun, or never will."""
         waiting = [entry for entry in self._entries.values() if not entry.is_settled]

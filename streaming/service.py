@@ -140,6 +140,7 @@ class Service:
 
     async def stop(self) -> None:
         """Cancel what is still open, and let its readers hear so."""
+        self.registry.shut()
         self.registry.cancel_all()
         await self.ending.come()
         for scope in list(self._listening):
@@ -153,6 +154,7 @@ class Service:
         included. False if the time passed first."""
         try:
             async with asyncio.timeout(timeout_s):
+                await self.turnstile.passed()  # behind all who came before
                 await self.registry.close()
                 await self.engine.drain()
                 await self._idle.wait()

@@ -88,9 +88,10 @@ class ResponsesSocket:
             frame = message.get("text") or message.get("bytes") or b""
             if len(frame) > self._service.max_frame_bytes:
                 return TOO_BIG
-            await self._service.turnstile.passed()
-            for action in self._session.receive(frame):
-                self._perform(action)
+            with self._service.answering():
+                await self._service.turnstile.passed()
+                for action in self._session.receive(frame):
+                    self._perform(action)
             if self._unread_bytes > MAX_UNREAD_BYTES or len(self._followed) > MAX_FOLLOWED:
                 return POLICY
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from jitney.streaming.entry import Entry
 from jitney.streaming.protocols.session import ResponsesSession
+from jitney.streaming.registry import Registry
 from jitney.streaming.turnstile import MOST, Turnstile
 
 
@@ -35,6 +39,9 @@ class Turns:
         self._next = self._loop.call_soon(self._tick)
 
 
+TURNS = Turns()
+
+
 @pytest.mark.parametrize("many", [1, 3, 4, 20])
 async def test_three_a_turn_in_the_order_of_coming(many: int) -> None:
     turnstile, passed = Turnstile(3), list[tuple[int, int]]()
@@ -48,6 +55,33 @@ async def test_three_a_turn_in_the_order_of_coming(many: int) -> None:
     assert [number for _, number in passed] == list(range(many))
     a_turn = Counter(turn for turn, _ in passed)
     assert max(a_turn.values()) == min(3, many) and len(a_turn) == -(-many // 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_nobody_overtakes_whenever_they_come(seed: int) -> None:
+    draw, turnstile = random.Random(seed), Turnstile(3)
+    came, passed = list[int](), list[tuple[int, int]]()
+
+    async def come(number: int) -> None:
+        for _ in range(draw.choice((0, 0, 1, 2, 5))):
+            await asyncio.sleep(0)
+        came.append(number)
+        await turnstile.passed()
+        passed.append((turns.number, number))
+
+    with Turns() as turns:
+        await asyncio.gather(*map(come, range(60)))
+    assert [number for _, number in passed] == came
+    assert max(Counter(turn for turn, _ in passed).values()) <= 2 * 3
+
+
+async def test_another_loop_neither_waits_nor_makes_anybody_wait() -> None:
+    turnstile = Turnstile(1)
+    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(5)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(lambda: asyncio.run(turnstile.passed()))
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks)
 
 
 async def test_whoever_comes_alone_does_not_wait() -> None:
@@ -117,30 +151,104 @@ async def test_at_rest_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [callback for callback in come_back if getattr(callback, "__self__", None) is turnstile]
 
 
-async def test_what_many_sockets_ask_at_once_is_taken_up_in_several_turns(
-    serving: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken, plain = list[int](), ResponsesSession.receive
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The turn of the loop in which each frame was taken up."""
+    found, plain = list[int](), ResponsesSession.receive
 
     def receive(session: ResponsesSession, frame: bytes | str) -> Any:
-        taken.append(turns.number)
+        found.append(TURNS.number)
         return plain(session, frame)
 
     monkeypatch.setattr(ResponsesSession, "receive", receive)
-    body = json.dumps({"type": "response.create", "input": "sky"})
+    return found
+
+
+@asynccontextmanager
+async def crowd(served: Any, prompt: str) -> AsyncIterator[list[ClientConnection]]:
+    """Sockets that ask at once; the first of them has been heard."""
+    url = served.url.replace("http", "ws") + "/v1/responses"
+    body = json.dumps({"type": "response.create", "input": prompt})
+    async with AsyncExitStack() as stack:
+        sockets = [
+            await stack.enter_async_context(connect(url, proxy=None, close_timeout=0.1))
+            for _ in range(5 * MOST)
+        ]
+        await asyncio.gather(*(socket.send(body) for socket in sockets))
+        yield sockets
+
+
+async def last_frame(socket: ClientConnection, *ends: str) -> str:
+    async with asyncio.timeout(60):
+        while (kind := json.loads(await socket.recv())["type"]) not in ends:
+            pass
+    return str(kind)
+
+
+async def grown(found: list[Any], count: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            if len(found) >= count:
+                return
+            await asyncio.sleep(0)
+
+
+async def test_what_many_sockets_ask_at_once_is_taken_up_in_several_turns(
+    serving: Any, taken: list[int]
+) -> None:
     async with serving() as served:
-        url = served.url.replace("http", "ws") + "/v1/responses"
-        sockets = [await connect(url, proxy=None, close_timeout=0.1) for _ in range(5 * MOST)]
-        with Turns() as turns:
-            await asyncio.gather(*(socket.send(body) for socket in sockets))
-            for socket in sockets:
-                async with asyncio.timeout(60):
-                    while json.loads(await socket.recv())["type"] != "response.completed":
-                        pass
+        with TURNS:
+            async with crowd(served, "sky") as sockets:
+                for socket in sockets:
+                    await last_frame(socket, "response.completed")
+    assert len(taken) == 5 * MOST
+    assert max(Counter(taken).values()) <= 2 * MOST
+
+
+async def test_a_drain_lets_in_who_came_before(serving: Any, taken: list[int]) -> None:
+    async with serving() as served, crowd(served, "sky") as sockets:
+        await grown(taken, 1)
+        assert len(taken) < len(sockets)
+        assert await served.app.state.service.drain(60)
+        assert len(taken) == len(sockets)
         for socket in sockets:
-            await socket.close()
-    assert len(taken) == len(sockets)
-    assert max(Counter(taken).values()) <= MOST
+            await last_frame(socket, "response.completed")
+
+
+async def test_a_stop_leaves_nothing_behind_that_comes_in_later(serving: Any, taken: list[int]) -> None:
+    async with serving() as served, crowd(served, "slow") as sockets:
+        await grown(taken, 1)
+        assert len(taken) < len(sockets)
+        await served.app.state.service.stop()
+        for socket in sockets:
+            await last_frame(socket, "response.incomplete", "response.cancelled", "error")
+        await served.until_idle()
+        assert len(taken) == len(sockets)
+
+
+async def test_a_request_that_was_read_is_taken_up_though_its_client_has_left(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, plain = list[Entry](), Registry.open
+
+    def open_(registry: Registry, entry: Entry) -> Entry:
+        opened.append(entry)
+        return plain(registry, entry)
+
+    monkeypatch.setattr(Registry, "open", open_)
+    body = json.dumps({"input": "sky", "stream": True, "jitney": {"on_disconnect": "finish"}})
+    head = f"POST /v1/responses HTTP/1.1\r\nhost: here\r\ncontent-length: {len(body)}\r\n\r\n"
+    async with serving() as served:
+        port = int(served.url.rpartition(":")[2])
+        clients = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(5 * MOST)]
+        for client in clients:
+            client.write((head + body).encode())
+        await grown(opened, 1)
+        assert len(opened) < len(clients)
+        for client in clients:
+            client.close()
+        await grown(opened, len(clients))
+        await served.until_idle()
 
 
 async def test_every_door_has_it(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
