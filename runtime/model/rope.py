@@ -11,13 +11,17 @@ from .config import ModelConfig, RopeScaling
 
 
 def rotary_tables(model: ModelConfig, length: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`cos` and `sin` [length, head_dim]; `sin` is negative in the first half, as the pairing i, i + dim / 2 needs."""
+    """`cos` and `sin` [length, head_dim]; `sin` is negative in the first half, as the pairing i, i + dim / 2 needs.
+
+    By way of float64: of one process in dozens on a busy machine the float32 tables differed in their last bits, and so
+    did all that was computed with them."""
     half = model.head_dim // 2
     angles = torch.zeros(length, half)
     if model.rope_theta is not None:
         frequencies = _frequencies(model.rope_theta, rotary_dim(model), model.rope_scaling)
         angles[:, : len(frequencies)] = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
+    angles = angles.double()
+    cos, sin = angles.cos().float(), angles.sin().float()
     return {"cos": torch.cat([cos, cos], 1).to(dtype), "sin": torch.cat([-sin, sin], 1).to(dtype)}
 
 
