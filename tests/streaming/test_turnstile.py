@@ -237,7 +237,7 @@ async def test_a_request_that_was_read_is_taken_up_though_its_client_has_left(
 
     monkeypatch.setattr(Registry, "open", open_)
     body = json.dumps({"input": "sky", "stream": True, "jitney": {"on_disconnect": "finish"}})
-    head = f"POST /v1/responses HTTP/1.1\r\nhost: here\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/responses HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
     async with serving() as served:
         port = int(served.url.rpartition(":")[2])
         clients = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(5 * MOST)]
