@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 
@@ -31,7 +31,7 @@ Report = Callable[[str, int, int], None]
 class Contents:
     """`config` is what is written: narrowed, and with an output layer of its own where that is narrowed too.
 
-    `tensors` may be read once; then `quality` and `kv_scales` are known, for narrowed ones.
+    `tensors` may be read once; then `quality`, `kv_scales` and `whole_scales` are known, for narrowed ones.
     """
 
     def __init__(
@@ -41,10 +41,12 @@ class Contents:
         *,
         narrow_head: bool = False,
         own_head: bool = False,
+        whole: bool = False,
         num_ranks: int = 1,
         text: Path | None = None,
     ) -> None:
-        """`own_head`: an output layer that shares the embeddings is written all the same.
+        """`own_head`: an output layer that shares the embeddings is written all the same. `whole`, for fp8: a matrix
+        has one scale, which is no tensor here.
 
         Raises `ModelError` where the source has no tokenizer to calibrate with, or the text is too short."""
         self._source = source
@@ -55,14 +57,18 @@ class Contents:
             tied_embeddings=source.config.tied_embeddings and not untied,
         )
         self.group = group_size(source.config, num_ranks) if narrowing == "int4" else 0
-        self.stacks: list[Stack] = stacks(self.config, narrowing, narrow_head=narrow_head, group=self.group)
+        self.stacks: list[Stack] = stacks(
+            self.config, narrowing, narrow_head=narrow_head, group=self.group, whole=whole
+        )
         self._dtype: torch.dtype = getattr(torch, source.config.dtype)
         self._narrower: Narrower | None = None
         if narrowing is not None:
-            rounding = Rounding(narrowing, self.group, self._dtype)
+            rounding = Rounding(narrowing, self.group, self._dtype, whole)
             path = text or TEXT
             tokens = _windows(source, path)
-            self._narrower = Narrower(source, rounding, tokens, path.name, narrow_head=narrow_head)
+            self._narrower = Narrower(
+                source, rounding, tokens, path.name, narrow_head=narrow_head, own_head=own_head
+            )
 
     def tensors(self, report: Report) -> Iterator[Tensor]:
         """Raises `ModelError` where the source is damaged."""
@@ -90,6 +96,11 @@ class Contents:
     def kv_scales(self) -> tuple[tuple[float, float], ...]:
         """For each layer, of keys and of values: what a cache of 8 bits multiplies by."""
         return tuple(self._narrower.kv_scales) if self._narrower else ()
+
+    @property
+    def whole_scales(self) -> Mapping[str, tuple[float, float]]:
+        """By the name of each fused matrix's first: what the matrix and its inputs are multiplied by."""
+        return self._narrower.whole_scales if self._narrower else {}
 
     def check_quality(self, max_kl: float | None, accept: bool) -> None:
         """Raises `ModelError` where too much was lost and nobody has said that this is fine."""

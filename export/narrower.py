@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..runtime.weights.manifest import Quality
 from .divergence import Divergence
-from .rounding import FP8_MAX, Rounded, Rounding
+from .rounding import Rounded, Rounding, as_fp8, fp8_scale
 from .smoothing import Inputs, smoothing
 from .source import Source
 from .windows import Norm, Windows
@@ -23,13 +23,17 @@ HEAD_ROWS = 4096
 
 
 class Narrower:
-    """`tensors` gives one for each slot of `stacks`; then `quality` and `kv_scales` are known."""
+    """`tensors` gives one for each slot of `stacks`; then `quality` and `kv_scales` are known, and `whole_scales`: by
+    the Hugging Face name of a fused matrix's first, what it and its inputs are multiplied by."""
 
     def __init__(
-        self, source: Source, rounding: Rounding, tokens: Tensor, text_name: str, *, narrow_head: bool
-    ) -> None:
-        """tokens [windows, length], at least two windows."""
+        self, source: Source, rounding: Rounding, tokens: Tensor, text_name: str, *,
+        narrow_head: bool, own_head: bool = False,
+    ) -> None:  # fmt: skip
+        """tokens [windows, length], at least two windows. `own_head`: an output layer that shares the embeddings is
+        given all the same."""
         self._source, self._rounding, self._narrow_head = source, rounding, narrow_head
+        self._own_head = own_head or not source.config.tied_embeddings
         self._model = source.config
         self._dtype: torch.dtype = getattr(torch, source.config.dtype)
         self._windows = Windows(source.config, tokens)
@@ -38,6 +42,7 @@ class Narrower:
         self._text_name = text_name
         self.quality: Quality | None = None
         self.kv_scales: list[tuple[float, float]] = []
+        self.whole_scales: dict[str, tuple[float, float]] = {}
 
     def tensors(self) -> Iterator[Tensor]:
         with torch.inference_mode():
@@ -75,8 +80,7 @@ class Narrower:
         scale = smoothing(given, out, self._rounding, owners)
         shared = torch.ones(model.num_kv_heads * model.head_dim).scatter_(0, owners, scale)
         _divide_last_rows(qkv, qkv_bias, shared)
-        peaks = keys.largest(), values.largest(shared)
-        self.kv_scales.append((peaks[0] / FP8_MAX or 1.0, peaks[1] / FP8_MAX or 1.0))  # 1 where all are 0
+        self.kv_scales.append((fp8_scale(keys.largest()), fp8_scale(values.largest(shared))))
         folded, first = self._folded(before, seen, qkv)
         second = self._rounding.matrix(out * scale, given.mean_square / scale.square())
         qkv_bias = None if qkv_bias is None else qkv_bias.to(self._dtype)
@@ -85,11 +89,13 @@ class Narrower:
         yield from _split(first, qkv_bias, [q_rows, kv_rows, kv_rows])
         yield from (part.to(self._dtype) for part in qk_norm or ())
         yield from _split(second, out_bias, [len(out)])
+        self._note(prefix + "self_attn.q_proj", first, seen)
+        self._note(prefix + "self_attn.o_proj", second, given)
         for x in self._narrow:
-            h = self._rounding.inputs(self._windows.norm(x, _float(folded)))
+            h = self._rounding.inputs(self._windows.norm(x, _float(folded)), seen.largest)
             q, k, v = self._windows.heads(_linear(h, first.dense, qkv_bias), qk_norm)
-            k, v = (self._cached(part, peak) for part, peak in zip((k, v), self.kv_scales[-1], strict=True))
-            context = self._rounding.inputs(self._windows.attend(q, k, v, layer))
+            k, v = (self._cached(part, scale) for part, scale in zip((k, v), self._kv_scales(), strict=True))
+            context = self._rounding.inputs(self._windows.attend(q, k, v, layer), given.largest)
             x += _linear(context, second.dense, out_bias)
 
     def _mlp(self, layer: int) -> Iterator[Tensor]:
@@ -116,16 +122,18 @@ class Narrower:
         yield from folded.values()
         yield from _split(first, up_bias, [model.intermediate_size] * len(names))
         yield from _split(second, down_bias, [len(down)])
+        self._note(prefix + "mlp." + names[0], first, seen)
+        self._note(prefix + "mlp.down_proj", second, given)
         for x in self._narrow:
-            h = self._rounding.inputs(windows.norm(x, _float(folded)))
+            h = self._rounding.inputs(windows.norm(x, _float(folded)), seen.largest)
             inner = self._inner(_linear(h, first.dense, up_bias))
-            x += _linear(self._rounding.inputs(inner), second.dense, down_bias)
+            x += _linear(self._rounding.inputs(inner, given.largest), second.dense, down_bias)
 
     def _head(self, embed: Tensor) -> Iterator[Tensor]:
         before = self._norm("model.norm")
         head = embed if self._model.tied_embeddings else self._read("lm_head.weight")
         plain = self._windows.norm(self._plain[list(self._measuring)], before).flatten(0, 1)
-        folded, scale, stored = before, None, None
+        folded, scale, stored, seen = before, None, None, None
         if self._narrow_head:
             seen = self._inputs(head)
             for index in self._calibrating:
@@ -136,7 +144,8 @@ class Narrower:
         narrow = self._windows.norm(self._narrow, _float(folded)).flatten(0, 1)
         tokens = self._windows.tokens[list(self._measuring)]
         targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1).flatten()
-        divergence = Divergence(plain, narrow if stored is None else self._rounding.inputs(narrow), targets)
+        seen_by_head = narrow if seen is None else self._rounding.inputs(narrow, seen.largest)
+        divergence = Divergence(plain, seen_by_head, targets)
         for start in range(0, len(head), HEAD_ROWS):
             rows = head[start : start + HEAD_ROWS].float()
             part = slice(start, start + HEAD_ROWS)
@@ -145,7 +154,7 @@ class Narrower:
         yield from (part.to(self._dtype) for part in folded.values())
         if stored is not None:
             yield from stored
-        elif not self._model.tied_embeddings:
+        elif self._own_head:
             yield head
 
     def _narrow_rows(self, head: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,11 +177,18 @@ class Narrower:
         gate, up = up.chunk(2, -1)
         return self._windows.activate(gate).mul_(up)
 
+    def _kv_scales(self) -> tuple[float, float]:
+        """Of the latest layer; where scales are whole, keys and values share theirs."""
+        keys, values = self.kv_scales[-1]
+        return (max(keys, values),) * 2 if self._rounding.whole else (keys, values)
+
     def _cached(self, x: Tensor, scale: float) -> Tensor:
         """As a cache of 8 bits would give it back."""
-        if self._rounding.narrowing != "fp8":
-            return x
-        return (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * scale
+        return as_fp8(x, scale) if self._rounding.narrowing == "fp8" else x
+
+    def _note(self, name: str, matrix: Rounded, inputs: Inputs) -> None:
+        if self._rounding.whole:
+            self.whole_scales[name] = matrix.scale, fp8_scale(inputs.largest)
 
     def _value_owners(self) -> Tensor:
         """Which element of the values each input of the attention's output layer is made of."""

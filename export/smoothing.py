@@ -34,6 +34,10 @@ class Inputs:
         self._seen += len(x)
 
     @property
+    def largest(self) -> float:
+        return float(self.peak.max())
+
+    @property
     def mean_square(self) -> Tensor:
         return self._squares / max(1, self._seen)
 
@@ -81,4 +85,4 @@ def _error(
     inputs: Inputs, x: Tensor, weight: Tensor, wanted: Tensor, scale: Tensor, rounding: Rounding
 ) -> float:
     narrowed = rounding.matrix(weight * scale, inputs.mean_square / scale.square())
-    return float((rounding.inputs(x / scale) @ narrowed.dense.T - wanted).square().sum())
+    return float((rounding.inputs(x / scale, inputs.largest) @ narrowed.dense.T - wanted).square().sum())

@@ -41,17 +41,22 @@ Stack = tuple[Slot, ...]
 
 
 def stacks(
-    config: ModelConfig, narrowing: Narrowing | None, *, narrow_head: bool = False, group: int = 0
+    config: ModelConfig,
+    narrowing: Narrowing | None,
+    *,
+    narrow_head: bool = False,
+    group: int = 0,
+    whole: bool = False,
 ) -> list[Stack]:
     """Everything of a model, in load order. With `narrow_head` the output layer is narrowed too. `group`: how many
-    columns of an int4 matrix share a scale."""
+    columns of an int4 matrix share a scale. `whole`: an fp8 matrix has no scale beside it."""
     shapes = expected_shapes(config)
     ordered = []
     for names in _load_order(config):
         present = [name for name in names if name in shapes]
         matrix = present and len(shapes[present[0]]) == 2 and ".layers." in present[0]
         narrow = narrowing if matrix or (narrow_head and names == ("lm_head.weight",)) else None
-        kinds = [_stored(name, shapes[name], config, narrow, group) for name in present]
+        kinds = [_stored(name, shapes[name], config, narrow, group, whole) for name in present]
         ordered += [stack for stack in zip(*kinds, strict=True)]
     assert {slot.name.rpartition(".")[0] for stack in ordered for slot in stack} == {
         name.rpartition(".")[0] for name in shapes
@@ -97,7 +102,7 @@ def _linear(prefix: str, *names: str) -> Iterator[tuple[str, ...]]:
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], config: ModelConfig, narrow: Narrowing | None, group: int
+    name: str, shape: tuple[int, ...], config: ModelConfig, narrow: Narrowing | None, group: int, whole: bool
 ) -> list[Slot]:
     if narrow is None:
         return [Slot(name, FLOATS[config.dtype], shape)]
@@ -110,4 +115,5 @@ def _stored(
             Slot(base + ".weight_scale", FLOATS[config.dtype], (rows, groups)),
         ]
     kind = "I8" if narrow == "int8" else "F8_E4M3"
-    return [Slot(name, kind, shape), Slot(base + ".weight_scale", "F32", (rows, 1))]
+    scale = [] if whole else [Slot(base + ".weight_scale", "F32", (rows, 1))]
+    return [Slot(name, kind, shape), *scale]

@@ -18,6 +18,12 @@ _PLAIN = {
 }
 
 
+_QUANTIZATION: dict[str | None, dict[str, Any]] = {
+    None: {"quant_algo": None, "kv_cache_quant_algo": None},
+    "fp8": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+}
+
+
 def trtllm_fields(config: ModelConfig, tp: int, pp: int) -> dict[str, Any]:
     """Raises `ModelError` naming what the format has no place for."""
     _check(config)
@@ -49,7 +55,7 @@ def trtllm_fields(config: ModelConfig, tp: int, pp: int) -> dict[str, Any]:
         "attn_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
         "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
-        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+        "quantization": _QUANTIZATION[config.quantization],
         **({"qwen_type": "qwen2"} if architecture == "QWenForCausalLM" else {}),
     }
 
@@ -70,7 +76,9 @@ def _check(config: ModelConfig) -> None:
     absent = {
         "norms of queries and keys": config.qk_norm,
         "sliding windows": config.sliding_window is not None,
-        "narrowed weights of ours (TensorRT-LLM reads those of --format hf)": config.quantization is not None,
+        f"our {config.quantization} weights (for fp8 it has; TensorRT-LLM reads --format hf too)": (
+            config.quantization not in _QUANTIZATION
+        ),
     }
     found = [what for what, is_there in absent.items() if is_there]
     if found:

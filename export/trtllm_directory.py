@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import torch
 
 from ..runtime.errors import ModelError
 from ..runtime.model.config import ModelConfig
@@ -34,18 +36,22 @@ _LAYER = {
     "mlp.up_proj": "mlp.gate",
     "mlp.down_proj": "mlp.proj",
 }
+FP8_SCALES = ("weights_scaling_factor", "activation_scaling_factor")
+CACHE_SCALE = "kv_cache_scaling_factor"
 BUILDER = "trtllm-build"
 
 
 def export_trtllm(source: Source, target: Path, options: ExportOptions, report: Report) -> Contents:
-    """Raises `ModelError` where the format has no place for the model, it cannot be cut, or the target is taken."""
+    """Raises `ModelError` where the format has no place for the model, it cannot be cut, the target is taken, or the
+    quality is below its bound."""
     config = msgspec.structs.replace(source.config, quantization=options.quantize)
     fields = trtllm_fields(config, options.tp, options.pp)
     if config.num_layers % options.pp:
         raise ModelError(f"{config.num_layers} layers cannot be divided over {options.pp} pipeline stages")
-    contents = Contents(source, None, own_head=True)
+    contents = Contents(source, options.quantize, own_head=True, whole=True, text=options.text)
     with whole_directory(target, source=options.source, replace=options.force) as folder:
         _Ranks(folder, contents, options).write(report)
+        contents.check_quality(options.max_kl, options.accept_quality)
         folder.write_json("config.json", fields)
     return contents
 
@@ -90,16 +96,42 @@ class _Ranks:
             for rank in range(self._tp):
                 file = self._files[self._stage(slot) * self._tp + rank]
                 file.add(self._sharding.part(slot.name, tensor, rank))
-        for file in self._files:
+        for number, file in enumerate(self._files):
+            for scale in self._scales(number // self._tp):
+                file.add(torch.tensor([scale]))
             file.close()
 
     def _slots(self, stage: int) -> list[Slot]:
-        return [
-            named
-            for stack in self._contents.stacks
-            if self._stage(stack[0]) == stage
-            for named in self._named(stack)
+        """Scales of fp8 come last, since they are known when all else is written."""
+        named = [slot for stack in self._stacks(stage) for slot in self._named(stack)]
+        scales = [f"{module}.{kind}" for module, _ in self._narrowed(stage) for kind in FP8_SCALES]
+        caches = [
+            f"transformer.layers.{at}.attention.{CACHE_SCALE}" for at, _ in enumerate(self._layers(stage))
         ]
+        return named + [Slot(name, "F32", (1,)) for name in scales + caches]
+
+    def _scales(self, stage: int) -> Iterator[float]:
+        """Of each matrix and of what it is multiplied by; then one of each layer's keys and values."""
+        for _, first in self._narrowed(stage):
+            yield from self._contents.whole_scales[first]
+        for layer in self._layers(stage):
+            yield max(self._contents.kv_scales[layer])
+
+    def _narrowed(self, stage: int) -> Iterator[tuple[str, str]]:
+        """Each fp8 matrix of theirs, and the first of ours that were narrowed with it."""
+        for stack in self._stacks(stage):
+            if stack[0].dtype == "F8_E4M3":
+                first = stack[0].name.removesuffix(".weight")
+                names = (_name(slot.name, self._config, self._pp) for slot in stack)
+                yield from ((name.removesuffix(".weight"), first) for name in dict.fromkeys(names))
+
+    def _layers(self, stage: int) -> range:
+        """Those whose cache has a scale."""
+        count = self._config.num_layers // self._pp if self._config.quantization == "fp8" else 0
+        return range(stage * count, (stage + 1) * count)
+
+    def _stacks(self, stage: int) -> list[Stack]:
+        return [stack for stack in self._contents.stacks if self._stage(stack[0]) == stage]
 
     def _named(self, stack: Stack) -> list[Slot]:
         """Query, key and value are one tensor; gate and up are two."""

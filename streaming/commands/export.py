@@ -132,7 +132,7 @@ def _trtllm(source: Source, target: Path, options: ExportOptions) -> None:
 
     with progress() as report:
         contents = export_trtllm(source, target, options, report)
-    _say_result(source, target, contents.num_bytes, None)
+    _say_result(source, target, contents.num_bytes, contents.quality)
     command = build_command(target, target.with_name(target.name + "-engine"), options)
     if not run_builder(command):
         stderr().print(

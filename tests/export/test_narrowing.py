@@ -49,9 +49,27 @@ def test_inputs_are_rounded_as_the_int8_kernel_rounds_them() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(7, 64), torch.randn(24, 64)
     rounding = Rounding("int8", 0, torch.float32)
-    ours = rounding.inputs(x) @ rounding.matrix(weight, torch.ones(64)).dense.T
+    ours = rounding.inputs(x, 0.0) @ rounding.matrix(weight, torch.ones(64)).dense.T
     theirs = linear_int8.linear(x, linear_int8.pack(weight, None), 512)
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_one_scale_for_a_whole_matrix() -> None:
+    """And one for its inputs, of which what is larger than calibration saw is cut."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(7, 64), torch.randn(24, 64)
+    rounding = Rounding("fp8", 0, torch.float32, whole=True)
+    rounded = rounding.matrix(weight, torch.ones(64))
+    [values] = rounded.stored
+    assert values.dtype == torch.float8_e4m3fn and rounded.scale == pytest.approx(
+        float(weight.abs().max()) / 448
+    )
+    assert rounded.dense.equal(values.float() * rounded.scale)
+    assert float((rounded.dense - weight).norm() / weight.norm()) < 0.03
+    inputs = rounding.inputs(x, 1.0)
+    assert float(inputs.max()) == pytest.approx(1.0)
+    assert float((inputs - x.clamp(-1, 1)).norm() / x.norm()) < 0.03
+    assert rounding.matrix(torch.zeros(2, 2), torch.ones(2)).scale == 1.0
 
 
 def test_smoothing_lowers_the_error_of_an_outlier() -> None:
@@ -65,7 +83,7 @@ def test_smoothing_lowers_the_error_of_an_outlier() -> None:
 
     def error(by: torch.Tensor) -> float:
         dense = rounding.matrix(weight * by, inputs.mean_square).dense
-        return float((rounding.inputs(x / by) @ dense.T - x @ weight.T).norm())
+        return float((rounding.inputs(x / by, 0.0) @ dense.T - x @ weight.T).norm())
 
     assert error(scale) < error(torch.ones(32)) / 3
     owners = torch.arange(32) // 2

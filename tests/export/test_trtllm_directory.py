@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from exporting import silent, tensors_of
 from tiny_checkpoints import write_checkpoint
 from tiny_models import TensorWeights, small_llama
+from transformers import AutoModelForCausalLM, DynamicCache
 
+from jitney.export.contents import TEXT, _windows
 from jitney.export.open import open_source
 from jitney.export.options import ExportOptions
 from jitney.export.source import Source
@@ -100,12 +103,94 @@ def made(config: ModelConfig, tensors: dict[str, torch.Tensor], path: Path) -> S
     )
 
 
+SCALES = ("weights_scaling_factor", "activation_scaling_factor")
+
+
+def test_fp8_is_what_was_measured(tmp_path: Path) -> None:
+    """transformers, with matrices, inputs and cache rounded by the checkpoint's scales, has the measured perplexity."""
+    path = write_checkpoint(tmp_path / "source", "Llama", tie_word_embeddings=True)
+    source, options = open_source(path), ExportOptions(source="source", quantize="fp8")
+    contents = export_trtllm(source, tmp_path / "trt", options, silent)
+    rank = tensors_of(tmp_path / "trt" / "rank0.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    cache_scales = []
+    for number, layer in enumerate(model.model.layers):
+        prefix = f"transformer.layers.{number}."
+        cache_scales.append(float(rank[prefix + "attention.kv_cache_scaling_factor"]))
+        attention, mlp = layer.self_attn, layer.mlp
+        narrowed_linears(rank, prefix + "attention.qkv", attention.q_proj, attention.k_proj, attention.v_proj)
+        narrowed_linears(rank, prefix + "attention.dense", attention.o_proj)
+        for theirs, ours in (("fc", mlp.gate_proj), ("gate", mlp.up_proj), ("proj", mlp.down_proj)):
+            narrowed_linears(rank, prefix + "mlp." + theirs, ours)
+    windows = _windows(source, TEXT)[1::2]
+    with torch.inference_mode():
+        logits = model(windows, past_key_values=RoundedCache(cache_scales)).logits[:, :-1]
+    surprise = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    assert contents.quality is not None and 0 < contents.quality.kl < 1e-3
+    assert math.exp(surprise) == pytest.approx(contents.quality.perplexity, rel=1e-5)
+    config = json.loads((tmp_path / "trt" / "config.json").read_text())
+    assert config["quantization"] == {
+        "quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"],
+    }  # fmt: skip
+
+
+def narrowed_linears(rank: dict[str, torch.Tensor], name: str, *linears: torch.nn.Linear) -> None:
+    """Give linears, one above the other in the checkpoint, its matrix, and what they are fed its rounding."""
+    weight, (by, inputs_by) = rank[name + ".weight"], (rank[f"{name}.{kind}"] for kind in SCALES)
+    assert weight.dtype == torch.float8_e4m3fn and by.shape == inputs_by.shape == (1,)
+    parts = (weight.float() * by).split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data.copy_(part)
+        linear.register_forward_pre_hook(lambda module, given: (in_eight_bits(given[0], inputs_by),))
+
+
+def in_eight_bits(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+
+
+class RoundedCache(DynamicCache):
+    def __init__(self, scales: list[float]) -> None:
+        super().__init__()
+        self.scales = scales
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *rest: Any, **more: Any
+    ) -> Any:
+        rounded = (in_eight_bits(x, self.scales[layer_idx]) for x in (keys, values))
+        return super().update(*rounded, layer_idx, *rest, **more)
+
+
+def test_fp8_over_ranks_and_stages(tmp_path: Path) -> None:
+    """Parts of one matrix, with its scales on every rank of the stage that has its layer."""
+    source = open_source(write_checkpoint(tmp_path / "source", "Llama", num_hidden_layers=4))
+    [whole] = written(source, tmp_path / "one", quantize="fp8")
+    ranks = written(source, tmp_path / "trt", quantize="fp8", tp=2, pp=2)
+    scaled = [name for name in whole if "scaling_factor" in name]
+    assert len(scaled) == 4 * (2 * 5 + 1)
+    for name in scaled:
+        layer, rest = name.removeprefix("transformer.layers.").split(".", 1)
+        stage, local = divmod(int(layer), 2)
+        for part in (0, 1):
+            assert ranks[2 * stage + part][f"transformer.layers.{local}.{rest}"].equal(whole[name])
+    proj = "transformer.layers.{}.mlp.proj.weight"
+    halves = [ranks[2 + part][proj.format(1)].view(torch.uint8) for part in (0, 1)]
+    assert torch.cat(halves, 1).equal(whole[proj.format(3)].view(torch.uint8))
+
+
+def test_fp8_that_loses_too_much_is_refused(tmp_path: Path) -> None:
+    source = open_source(write_checkpoint(tmp_path / "source", "Llama"))
+    with pytest.raises(ModelError, match="fp8 loses too much"):
+        written(source, tmp_path / "trt", quantize="fp8", max_kl=0.0)
+    assert not (tmp_path / "trt").exists()
+
+
 @pytest.mark.parametrize(
     "changes, reason",
     [
         ({"qk_norm": True}, "norms of queries and keys"),
         ({"sliding_window": 8}, "sliding windows"),
-        ({"quantization": "int8"}, "--format hf"),
+        ({"quantization": "int8"}, "our int8 weights"),
+        ({"quantization": "int4"}, "our int4 weights"),
         ({"norm": "layer", "activation": "relu"}, "a gated MLP with relu"),
     ],
 )
