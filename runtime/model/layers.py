@@ -79,6 +79,7 @@ class _Loader:
 
     def __post_init__(self) -> None:
         self.names, self.shapes = set(self.weights.names()), expected_shapes(self.model)
+        self.stored: torch.dtype = getattr(torch, self.model.dtype)
         order = head_order(self.model)
         self.order = None if order.equal(torch.arange(len(order))) else order.to(self.device)
 
@@ -152,11 +153,13 @@ class _Loader:
         return {kind: self.read(f"{name}.{kind}") for kind in kinds}
 
     def read(self, name: str) -> Tensor:
+        """What the checkpoint's own type holds of a tensor, whatever is computed in: so a quantised file, which gives
+        float32, is the same model on every machine, and as an engine."""
         if name not in self.names:
             raise ModelError(f"{name}: expected in the checkpoint, not found")
         tensor = self.weights.get(name)
         self.check(name, tensor)
-        return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device, self.stored).to(self.dtype)
 
     def check(self, name: str, tensor: Tensor) -> None:
         wanted, found = self.shapes[name], tuple(tensor.shape)
