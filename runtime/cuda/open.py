@@ -38,13 +38,11 @@ from .ops import KernelOps
 from .outbox import Outbox
 from .plan import DevicePlan, plan_device
 from .sampling_state import SamplingState
-from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths
+from .sizes import PAGE_TOKENS, Sizes, buffer_shapes, linear_widths, mixed_tokens
 from .staging import Staging
 from .state import SlotState
 from .step import CudaStep
 
-PREFILL_FLOPS = 4e12
-"""Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
 LEAST_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
 WIDE_CAPABILITY = (9, 0)
@@ -172,15 +170,6 @@ def _capture(step: CudaStep, needed: int) -> None:
             return
         if number % TOLD_GRAPHS == 0 or number == needed:
             logger.info("%d of %d graphs captured", number, needed)
-
-
-def mixed_tokens(model: ModelConfig, most: int) -> int:
-    """Prompt tokens that may run beside decoding rows without holding those up for long."""
-    dim, hidden = model.head_dim, model.hidden_size
-    attention = hidden * dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    layer = attention + hidden * model.intermediate_size * (3 if model.gated_mlp else 2)
-    tokens = int(PREFILL_FLOPS / (2 * layer * model.num_layers))
-    return min(most, max(4 * PAGE_TOKENS, tokens // PAGE_TOKENS * PAGE_TOKENS))
 
 
 def _one_of_each(model: ModelConfig, layers: Layers) -> Layers:

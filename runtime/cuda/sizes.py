@@ -15,6 +15,8 @@ PAGE_TOKENS = 64
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 CHUNK_ROWS = 64
 """Chunks of one forward pass; a batch with more is run in several."""
+PREFILL_FLOPS = 4e12
+"""Arithmetic of the prompt tokens that one launch takes beside some decoding rows: some 8 ms on an H100."""
 REGION_WORDS = 64
 """Regions of the arena begin at multiples of this."""
 
@@ -107,6 +109,15 @@ def linear_widths(model: ModelConfig, *, narrow: bool) -> Widths:
     if not narrow:
         return Widths(normed=hidden, activated=inner, ups=ups)
     return Widths(ups=max(ups, hidden), narrow=max(hidden, inner, model.num_heads * model.head_dim))
+
+
+def mixed_tokens(model: ModelConfig, most: int) -> int:
+    """Prompt tokens that may run beside decoding rows without holding those up for long."""
+    dim, hidden = model.head_dim, model.hidden_size
+    attention = hidden * dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    layer = attention + hidden * model.intermediate_size * (3 if model.gated_mlp else 2)
+    tokens = int(PREFILL_FLOPS / (2 * layer * model.num_layers))
+    return min(most, max(4 * PAGE_TOKENS, tokens // PAGE_TOKENS * PAGE_TOKENS))
 
 
 def page_elements(model: ModelConfig) -> int:
