@@ -17,9 +17,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def check_fields(struct: msgspec.Struct) -> None:
-    """Every field that has a check, is a flag or has choices. None is taken where the type has it."""
-    for field, check in _checks(type(struct)).items():
-        check(field, getattr(struct, field))
+    """Every field that has a check, is a flag or has choices, and is not left at its default. None is taken where the
+    type has it."""
+    for field, default, check in _checks(type(struct)):
+        value = getattr(struct, field)
+        if value is not default:
+            check(field, value)
 
 
 def from_fields(kind: type[S], fields: Mapping[str, Any]) -> S:
@@ -31,10 +34,17 @@ def from_fields(kind: type[S], fields: Mapping[str, Any]) -> S:
 
 
 @cache
-def _checks(kind: type[msgspec.Struct]) -> dict[str, Check]:
-    hints = get_type_hints(kind, include_extras=True)
-    found = {field: _check(hints[field]) for field in kind.__struct_fields__}
-    return {field: check for field, check in found.items() if check is not None}
+def _checks(kind: type[msgspec.Struct]) -> tuple[tuple[str, Any, Check], ...]:
+    """By field: its default, checked here, and its check."""
+    hints, found = get_type_hints(kind, include_extras=True), []
+    for field in msgspec.structs.fields(kind):
+        check = _check(hints[field.name])
+        if check is None:
+            continue
+        if field.default is not msgspec.NODEFAULT:
+            check(field.name, field.default)
+        found.append((field.name, field.default, check))
+    return tuple(found)
 
 
 def _check(hint: Any) -> Check | None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
 from time import time
+from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -49,7 +51,8 @@ class ResponsesSocket:
         self._principal = principal_of(websocket.scope)
         self._tokenizer = service.backend.tokenizer
         self._entries = WeakKeyDictionary[Turn, Entry]()
-        self._followed: dict[Reader, anyio.Event] = {}
+        self._followed: dict[Reader, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._replies: deque[bytes] = deque()
         self._unread_bytes = 0
         self._has_replies = asyncio.Event()
@@ -68,16 +71,23 @@ class ResponsesSocket:
         """Serve the socket until either side closes it. What its lanes still have to do goes on without it."""
         await self._websocket.accept()
         self._sender = frame_sender(self._websocket)
-        async with anyio.create_task_group() as self._followers:
-            self._followers.start_soon(self._write_replies)
-            self._followers.start_soon(self._tell_progress)
+        async with asyncio.TaskGroup() as self._group:
+            self._start(self._write_replies())
+            self._start(self._tell_progress())
             code = await self._read()
             self._has_replies.set()
             await self._end.come()
-            self._followers.cancel_scope.cancel()
+            for task in list(self._tasks):
+                task.cancel()
         if code is not None:
             with anyio.move_on_after(CLOSE_S):
                 await self._websocket.close(code)
+
+    def _start(self, following: Coroutine[Any, Any, None]) -> None:
+        """What ends with the socket."""
+        task = self._group.create_task(following)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _read(self) -> int | None:
         """Feeds the session until the client leaves (None), or must be cut off (a close code)."""
@@ -119,7 +129,7 @@ class ResponsesSocket:
         self._entries[turn] = self._service.registry.open(entry)
         self._follow(Reader(entry, self._tokenizer, stream_id=turn.lane, delivery=turn.delivery, waits=waits))
         if waits and turn.due is not None:
-            self._followers.start_soon(self._expire, turn, entry)
+            self._start(self._expire(turn, entry))
 
     async def _expire(self, turn: Turn, entry: Entry) -> None:
         """A turn whose deadline passes while it waits in its lane ends there."""
@@ -161,8 +171,8 @@ class ResponsesSocket:
                 reader.grant(action.credit)
 
     def _follow(self, reader: Reader) -> None:
-        self._followed[reader] = anyio.Event()
-        self._followers.start_soon(self._send_frames, reader)
+        self._followed[reader] = asyncio.Event()
+        self._start(self._send_frames(reader))
 
     async def _send(self, frame: bytes) -> None:
         try:

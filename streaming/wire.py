@@ -177,6 +177,16 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             self.frames = [bytes(self.frames[0])]
             self.send_receive_event_to_app()
 
+    def send_receive_event_to_app(self) -> None:
+        """Reading goes on beside one message that waits, and stops at the second: nearly always the application is
+        there for it, and to stop and go on costs two calls of the system."""
+        was_paused, self.read_paused = self.read_paused, True
+        super().send_receive_event_to_app()
+        if not was_paused and self.queue.qsize() > 1:
+            self.transport.pause_reading()
+        elif not was_paused:
+            self.read_paused = False
+
     def handle_ping(self) -> None:
         """The pongs of one read go out together, in `data_received`."""
 

@@ -59,7 +59,7 @@ class ChatCompletion(Exchange):
         fields = honoured(parse(body), FIELDS)
         request = typed(fields, _Request)
         check_model(request.model, served_model)
-        params = sampling(fields, _NAMES, **_logprobs(request))
+        params = request.paced(sampling(fields, _NAMES, **_logprobs(request)))
         spelled = {"prompt": "messages"}
         if "max_completion_tokens" in fields:
             spelled["max_tokens"] = "max_completion_tokens"

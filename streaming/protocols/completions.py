@@ -48,7 +48,7 @@ class Completion(Exchange):
         check_model(request.model, served_model)
         echoed = {"prompt_logprobs": fields["logprobs"]} if request.echo and "logprobs" in fields else {}
         fields.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
-        params = sampling(fields, _NAMES, **echoed)
+        params = request.paced(sampling(fields, _NAMES, **echoed))
         self._echo = request.echo
         self._prompts = _prompts(request.prompt)
         self._offsets: dict[int, int] = {}

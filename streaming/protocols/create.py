@@ -108,7 +108,7 @@ class Create:
         if request.reasoning and request.reasoning.get("effort") == "none":
             options = {"enable_thinking": False, **(options or {})}
         command = request.generate(messages, self.params, spelled, options)
-        return replace(command, params=self.params, warm_up=not request.is_generated)
+        return replace(command, warm_up=not request.is_generated)
 
     def facts(self, created_at: float) -> Facts:
         """What its response object says of it."""

@@ -87,8 +87,6 @@ class Envelope(msgspec.Struct, kw_only=True):
         spelled: dict[str, str],
         template_options: dict[str, Any] | None = None,
     ) -> Generate:
-        if not self.stream:
-            params = msgspec.structs.replace(params, stream_interval=WHOLE)
         wanted = self.delivery()
         return Generate(
             prompt=prompt,
@@ -100,6 +98,10 @@ class Envelope(msgspec.Struct, kw_only=True):
             template_options=template_options,
             spelled={"deadline_s": "deadline_ms", "template_options": "chat_template_kwargs", **spelled},
         )
+
+    def paced(self, params: SamplingParams) -> SamplingParams:
+        """With one delta for all, where no stream is asked for."""
+        return params if self.stream else msgspec.structs.replace(params, stream_interval=WHOLE)
 
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""

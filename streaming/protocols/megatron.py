@@ -124,7 +124,8 @@ class MegatronApi(Exchange):
             params = self._asked.params(index, self._tokenizer)
         except InvalidField as error:
             raise error.renamed(_THEIRS.get(error.field or "", error.field or "")) from None
-        generate = Envelope().generate(self._asked.prompts[index], params, _THEIRS)
+        asked = Envelope()
+        generate = asked.generate(self._asked.prompts[index], asked.paced(params), _THEIRS)
         return msgspec.structs.replace(generate, add_bos=self._asked.add_BOS)
 
     def begin(self, opened: Opened) -> bytes:

@@ -111,6 +111,39 @@ async def test_frames_of_one_turn_go_out_in_one_write(monkeypatch: pytest.Monkey
     assert writes == [frame(TEXT, b"lane", masked=False) * 16] * 3
 
 
+async def test_reading_goes_on_up_to_the_second_message_that_waits() -> None:
+    opened, gate, received = list[FrameProtocol](), asyncio.Event(), list[str]()
+
+    class Known(FrameProtocol):
+        def connection_made(self, transport: Any) -> None:
+            if not opened:  # the upgrade's is the first
+                opened.append(self)
+            super().connection_made(transport)
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await gate.wait()
+        for _ in range(3):
+            received.append((await websocket.receive())["text"])
+        await websocket.close(1000)
+
+    async with serving(handler, Known) as url, RawWebSocket(url) as ws:
+        [protocol] = opened
+        for text, goes_on in ((b"one", True), (b"two", False)):
+            ws.writer.write(frame(TEXT, text))
+            waiting = protocol.queue.qsize()
+            while True:
+                if protocol.queue.qsize() > waiting:
+                    break
+                await asyncio.sleep(0)
+            assert protocol.transport.is_reading() == goes_on
+        ws.writer.write(frame(TEXT, b"three"))
+        gate.set()
+        assert await ws.reader.readexactly(4) == frame(CLOSE, b"\x03\xe8", masked=False)
+        assert protocol.transport.is_reading()
+    assert received == ["one", "two", "three"]
+
+
 async def test_connections_of_a_server_send_in_one_callback_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
