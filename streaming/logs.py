@@ -6,15 +6,17 @@ Only the command line sets logging up; inside a host program the records go wher
 from __future__ import annotations
 
 import logging
-import sys
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import msgspec
 
+from .log_lines import LogLines
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request or socket that the running task serves."""
 
+STANDARD_ERROR = 2
 USAGE = "jitney_usage"
 """The attribute of a record that holds the fields of a usage line."""
 
@@ -58,7 +60,7 @@ def log_usage(**fields: Any) -> None:
 
 def set_up(form: Literal["text", "json"], level: str) -> None:
     """Send the records of `jitney` to standard error. For a program of our own."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogLines(STANDARD_ERROR)
     handler.setFormatter(JSONFormat() if form == "json" else TextFormat())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("jitney").setLevel(level.upper())

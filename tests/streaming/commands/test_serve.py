@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -61,6 +62,16 @@ def test_it_serves_until_a_signal_and_ends_with_status_0(script: Path, number: i
         process.send_signal(number)
         assert process.wait(100) == 0
         assert process.stdout is not None and process.stdout.read() == ""
+
+
+def test_nobody_reads_its_log_lines(script: Path) -> None:
+    """A pipe holds some fifteen of them here; a server that waits for more room answers nobody."""
+    with serving("--scripted", script) as (process, url):
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        assert [ask(url) for _ in range(60)] == ["Paris."] * 60
+        process.terminate()
+        assert process.wait(100) == 0
 
 
 def test_a_dead_engine_ends_the_process_once_its_clients_have_been_told(script: Path) -> None:
