@@ -5,6 +5,7 @@ A client that leaves cancels, unless it asked for its answer to go on without it
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import time
 from typing import Any
@@ -102,11 +103,11 @@ class ExchangeRoute(Endpoint):
         await events.open()
         await events.put(first)
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(events.keep_alive)
+            async with asyncio.TaskGroup() as tasks:
+                alive = tasks.create_task(events.keep_alive())
                 await _feed_all(exchange, entry, events.put)
                 await events.rest()
-                tasks.cancel_scope.cancel()
+                alive.cancel()
             last = exchange.end()
         except Exception as exc:
             last = b"data: " + refusal(exc).body() + b"\n\n"
@@ -125,9 +126,11 @@ async def _feed_all(exchange: Exchange, entry: Entry, put: Callable[[bytes], Awa
             if body:
                 await put(body)
 
-    async with anyio.create_task_group() as tasks:
-        for which, response in enumerate(entry.responses):
-            tasks.start_soon(feed, which, response.log)
+    first, *others = enumerate(entry.responses)
+    async with asyncio.TaskGroup() as tasks:
+        for which, response in others:
+            tasks.create_task(feed(which, response.log))
+        await feed(first[0], first[1].log)
 
 
 async def _paced(log: Log, delivery: Delivery) -> AsyncGenerator[Event]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from time import time
 from uuid import uuid4
 
-import anyio
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -111,11 +111,11 @@ async def _stream(reader: Reader, events: EventStream) -> None:
     async with aclosing(reader.frames()) as batches:
         first = await anext(batches)
         await events.open()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(events.keep_alive)
+        async with asyncio.TaskGroup() as tasks:
+            alive = tasks.create_task(events.keep_alive())
             await events.put(b"".join(map(event, first)))
             async for batch in batches:
                 await events.put(b"".join(map(event, batch)))
             await events.rest()
-            tasks.cancel_scope.cancel()
+            alive.cancel()
         await events.close()
