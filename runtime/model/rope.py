@@ -9,12 +9,16 @@ from torch import Tensor
 
 from .config import ModelConfig, RopeScaling
 
+torch.zeros(1, device="cpu").cos()
+"""The process's first call of MKL's vector functions is made here, by one thread, since an import is. MKL 2024.2 looks
+at the processor in its first call and keeps the number that it reads before the one that this stands for: a second
+thread that comes in between is given kernels of half the digits, and the last bits of a table differ from one process
+on a busy machine to another."""
+
 
 def rotary_tables(model: ModelConfig, length: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`cos` and `sin` [length, head_dim]; `sin` is negative in the first half, as the pairing i, i + dim / 2 needs.
-
-    By way of float64: of one process in dozens on a busy machine the float32 tables differed in their last bits, and so
-    did all that was computed with them."""
+    """`cos` and `sin` [length, head_dim]; `sin` is negative in the first half, as the pairing i, i + dim / 2 needs. By
+    way of float64: rounded once."""
     half = model.head_dim // 2
     angles = torch.zeros(length, half)
     if model.rope_theta is not None:

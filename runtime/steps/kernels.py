@@ -30,7 +30,8 @@ class Kernels(msgspec.Struct, frozen=True):
 
 
 def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
-    """`auto` is bfloat16 where oneDNN computes it natively, else float32. A checkpoint of int8 is computed as such
+    """`auto` is bfloat16 where oneDNN computes it natively, else float32; asked for elsewhere, torch's own products
+    compute it, slowly. A checkpoint of int8 is computed as such
     where the machine can, in `dtype` elsewhere; so are the narrower ones. Raises `InvalidField` for int8 that is
     asked for without a machine for it."""
     onednn = torch._C._has_mkldnn
@@ -46,7 +47,8 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
         raise InvalidField("quantize", "None: int8 needs oneDNN and a CPU with VNNI", config.quantize)
     if vnni and "int8" in (config.quantize, model.quantization):
         return Kernels(dtype, linear_int8, 1, floor, linear_int8.pack_rounded)
-    return Kernels(dtype, linear_onednn if onednn else linear_plain, dtype.itemsize, floor)
+    by_onednn = native or (onednn and dtype == torch.float32)
+    return Kernels(dtype, linear_onednn if by_onednn else linear_plain, dtype.itemsize, floor)
 
 
 def model_tile(program: Program, model: ModelConfig, layers: Layers, kernels: Kernels, most: int) -> Tile:

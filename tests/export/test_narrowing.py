@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from exporting import exported, greedy, tiny_engine
+from processors import needs_int8
 from tiny_checkpoints import write_checkpoint
 
 from jitney.export.contents import Contents
@@ -43,9 +44,8 @@ def test_what_is_stored_stands_for_the_matrix(narrowing: Narrowing, error: float
     assert float((rounded.dense - weight).norm() / weight.norm()) < error
 
 
+@needs_int8
 def test_inputs_are_rounded_as_the_int8_kernel_rounds_them() -> None:
-    if not torch.cpu._is_vnni_supported():
-        pytest.skip("no VNNI here")
     torch.manual_seed(0)
     x, weight = torch.randn(7, 64), torch.randn(24, 64)
     rounding = Rounding("int8", 0, torch.float32)

@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import msgspec
 import pytest
+from processors import needs_int8
 from tiny_models import random_weights, small_llama
 
 from jitney.runtime.batch import RowSampling, TokenLogprobs
@@ -74,7 +75,7 @@ def run(steps: StepLoop, requests: list[Generate], rng: random.Random | None = N
 )
 @pytest.mark.parametrize(
     ("dtype", "quantize"),
-    [("float32", None), ("bfloat16", None), ("bfloat16", "int8")],
+    [("float32", None), ("bfloat16", None), pytest.param("bfloat16", "int8", marks=needs_int8)],
     ids=["fp32", "bf16", "int8"],
 )
 def test_tokens_do_not_depend_on_the_batch(

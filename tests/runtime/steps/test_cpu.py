@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import torch
+from processors import needs_int8
 from step_driver import GREEDY, Driver, Row
 from tiny_models import TensorWeights, random_weights, small_llama
 
@@ -129,6 +130,7 @@ def test_threads_are_left_alone_when_told() -> None:
     step.close()
 
 
+@needs_int8
 def test_int8_rows_are_exact_and_independent() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(96, 640, generator=generator), torch.randn(96, generator=generator)
@@ -149,6 +151,7 @@ def test_int8_rows_are_exact_and_independent() -> None:
     assert (result - (x @ weight.T + bias)).abs().max() < 0.02 * result.abs().max()
 
 
+@needs_int8
 def test_int8_generates() -> None:
     config = EngineConfig(quantize="int8", dtype="bfloat16", max_rows=2, max_context=64)
     step = open_cpu_step(MODEL, random_weights(MODEL), config)

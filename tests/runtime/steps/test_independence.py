@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from processors import HAS_INT8, NO_INT8, needs_int8
 from step_driver import Driver, Row
 from tiny_models import random_weights, small_llama
 
@@ -59,6 +60,8 @@ def step(request: pytest.FixtureRequest) -> Iterator[CpuStep]:
     mode, path, kind = request.param
     if path == "native" and library().kernels is None:
         pytest.skip(library().reason)
+    if mode == "int8" and not HAS_INT8:
+        pytest.skip(NO_INT8)
     model = MODEL if kind == "grouped" else SLIDING
     with pytest.MonkeyPatch.context() as patched:
         if path == "torch":
@@ -125,7 +128,7 @@ def test_cached_prefix_and_preemption(step: CpuStep) -> None:
     assert got == expected[4:]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
 def test_compiled_and_eager(mode: str) -> None:
     settings = msgspec.structs.replace(config(mode), tune_process=False)
     kernels = choose_kernels(MODEL, settings)
