@@ -137,7 +137,7 @@ def serve(shape: str, faster: float, profile_to: str | None) -> None:
     def open_step(checkpoint: Checkpoint, config: EngineConfig) -> PretendStep:
         return PretendStep(checkpoint.config, COSTS[shape], faster)
 
-    Checkpoint.open_step = open_step  # type: ignore[assignment,method-assign]
+    Checkpoint.open_step = open_step  # type: ignore[assignment,method-assign]  # what a server opens
     turns, profile = Turns(), None if profile_to is None else cProfile.Profile()
     turns.watch(profile)
     atexit.register(lambda: print(turns, file=sys.stderr, flush=True))

@@ -30,10 +30,9 @@ class Kernels(msgspec.Struct, frozen=True):
 
 
 def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
-    """`auto` is bfloat16 where oneDNN computes it natively, else float32; asked for elsewhere, torch's own products
-    compute it, slowly. A checkpoint of int8 is computed as such
-    where the machine can, in `dtype` elsewhere; so are the narrower ones. Raises `InvalidField` for int8 that is
-    asked for without a machine for it."""
+    """`auto` is bfloat16 where oneDNN computes it natively, else float32; bfloat16 that is asked for elsewhere is
+    computed by torch's own products, slowly. A checkpoint of int8 is computed as such where the machine can, in `dtype`
+    elsewhere; so are the narrower ones. Raises `InvalidField` for int8 that is asked for without a machine for it."""
     onednn = torch._C._has_mkldnn
     native = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     automatic = "bfloat16" if native and model.dtype != "float32" else "float32"
