@@ -25,6 +25,7 @@ class Arena:
     def __init__(self) -> None:
         self._starts: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._strides: dict[str, int] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._words: Tensor | None = None
         self.num_words = 0
@@ -33,6 +34,7 @@ class Arena:
         """Add a region of 32-bit values (int32 or float32), zeros at first."""
         assert self._words is None and name not in self._starts and dtype.itemsize == 4
         self._starts[name], self._shapes[name], self._dtypes[name] = self.num_words, shape, dtype
+        self._strides[name] = prod(shape[1:])
         self.num_words += region_words(shape)
 
     def allocate(self, device: torch.device) -> None:
@@ -53,7 +55,10 @@ class Arena:
 
     def stride(self, name: str) -> int:
         """Words from one entry of the first axis to the next."""
-        return prod(self._shapes[name][1:])
+        return self._strides[name]
+
+    def host_dtype(self, name: str) -> type[np.int32 | np.float32]:
+        return np.float32 if self._dtypes[name] == torch.float32 else np.int32
 
 
 class Patch:
@@ -68,23 +73,27 @@ class Patch:
 
     def write(self, name: str, entry: int, values: ArrayLike, *, at: int = 0) -> None:
         """Write `values` (integers, or floats for a float region) into an entry of the first axis, from its element
-        `at` on."""
-        words = self._words(name, values)
-        self._append(name, entry, words, np.arange(at, at + words.size, dtype=np.int32))
+        `at` on; or into several entries, if they fill them."""
+        words, stride = self._words(name, values), self._arena.stride(name)
+        assert at + words.size <= stride or (at == 0 and words.size % stride == 0), name
+        start = self._arena.start(name) + entry * stride + at
+        self._append(np.arange(start, start + words.size, dtype=np.int32), words)
 
     def scatter(self, name: str, entry: int, places: ArrayLike, values: ArrayLike) -> None:
         """Write `values` to the named places of an entry of the first axis, each place at most once."""
-        self._append(name, entry, self._words(name, values), np.asarray(places, dtype=np.int32))
+        words, offsets, stride = (
+            self._words(name, values),
+            np.asarray(places, dtype=np.int32),
+            self._arena.stride(name),
+        )
+        assert words.size == offsets.size and (not words.size or offsets.max() < stride), name
+        self._append(offsets + np.int32(self._arena.start(name) + entry * stride), words)
 
     def _words(self, name: str, values: ArrayLike) -> Words:
-        is_float = self._arena._dtypes[name] == torch.float32
-        dtype = np.float32 if is_float else np.int32
-        return np.atleast_1d(np.asarray(values, dtype=dtype)).view(np.int32).ravel()
+        return np.asarray(values, dtype=self._arena.host_dtype(name)).reshape(-1).view(np.int32)
 
-    def _append(self, name: str, entry: int, words: Words, places: Words) -> None:
-        stride = self._arena.stride(name)
-        assert words.size == places.size and (not words.size or places.max() < stride), name
-        self._offsets.append(places + np.int32(self._arena.start(name) + entry * stride))
+    def _append(self, offsets: Words, words: Words) -> None:
+        self._offsets.append(offsets)
         self._values.append(words)
         self.num_words += words.size
 

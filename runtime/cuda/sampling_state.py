@@ -30,6 +30,17 @@ _LOG2_E = math.log2(math.e)
 _LARGEST = float(np.finfo(np.float32).max)
 _UNDERFLOW = 104.0
 """exp(-104) is 0 in float32."""
+_INTEGERS = np.array([
+    row_words.MODE.value, row_words.SEED_LOW.value, row_words.SEED_HIGH.value, row_words.CHOICE.value,
+    row_words.TOP_K.value, row_words.MIN_TOKENS.value, row_words.PROMPT_LEN.value, row_words.NUM_SEQUENCES.value,
+    row_words.NUM_TOP.value, row_words.PROMPT_TOP.value, row_words.NUM_NAMED.value,
+])  # fmt: skip
+_NUMBERS = np.array([
+    row_words.SCALE.value, row_words.REACH.value, row_words.TOP_P.value, row_words.TOP_P_REST.value,
+    row_words.TOP_P_DECAY.value, row_words.TOP_P_BOUND.value, row_words.PRESENCE.value, row_words.FREQUENCY.value,
+    row_words.REPETITION.value,
+])  # fmt: skip
+"""Fields of a row's words, in the order in which `_words` gives them."""
 
 
 def refusal(sampling: RowSampling) -> str | None:
@@ -116,52 +127,46 @@ def _is_adjusted(sampling: RowSampling) -> bool:
 
 
 def _mode(sampling: RowSampling) -> int:
-    random = sampling.temperature > 0
-    flags = (
-        (row_words.SEATED, True),
-        (row_words.RANDOM, random),
-        (row_words.CUT, is_cut(sampling)),
-        (row_words.ADJUSTED, _is_adjusted(sampling)),
-        (row_words.ONLY_LISTED, bool(sampling.allowed_token_ids)),
-        (row_words.COUNTED, _is_penalised(sampling)),
-        (row_words.SEQUENCES, bool(_sequences(sampling))),
+    return (
+        row_words.SEATED.value
+        | row_words.RANDOM.value * (sampling.temperature > 0)
+        | row_words.CUT.value * is_cut(sampling)
+        | row_words.ADJUSTED.value * _is_adjusted(sampling)
+        | row_words.ONLY_LISTED.value * bool(sampling.allowed_token_ids)
+        | row_words.COUNTED.value * _is_penalised(sampling)
+        | row_words.SEQUENCES.value * bool(_sequences(sampling))
     )
-    return sum(flag.value for flag, is_set in flags if is_set)
 
 
 def _words(seat: Seat) -> NDArray[np.int32]:
     sampling = seat.sampling
     temperature = sampling.temperature
     depth = min(_UNDERFLOW, -math.log(sampling.min_p)) if sampling.min_p > 0 else _UNDERFLOW
-    integers = {
-        row_words.MODE: _mode(sampling),
-        row_words.SEED_LOW: sampling.seed & 0xFFFFFFFF,
-        row_words.SEED_HIGH: sampling.seed >> 32,
-        row_words.CHOICE: sampling.choice,
-        row_words.TOP_K: sampling.top_k,
-        row_words.MIN_TOKENS: sampling.min_tokens,
-        row_words.PROMPT_LEN: seat.prompt_len,
-        row_words.NUM_SEQUENCES: len(_sequences(sampling)),
-        row_words.NUM_TOP: 0 if sampling.logprobs is None else sampling.logprobs + 1,
-        row_words.PROMPT_TOP: 0 if sampling.prompt_logprobs is None else sampling.prompt_logprobs + 1,
-        row_words.NUM_NAMED: len(sampling.logprob_token_ids),
-    }
-    numbers = {
-        row_words.SCALE: min(_LOG2_E / temperature, _LARGEST) if temperature > 0 else 0.0,
-        row_words.REACH: depth * temperature,
-        row_words.TOP_P: sampling.top_p,
-        row_words.TOP_P_REST: sampling.top_p - float(np.float32(sampling.top_p)),
-        row_words.TOP_P_DECAY: math.log2(sampling.top_p_decay),
-        row_words.TOP_P_BOUND: sampling.top_p_bound if sampling.top_p_decay < 1.0 else 0.0,
-        row_words.PRESENCE: sampling.presence_penalty,
-        row_words.FREQUENCY: sampling.frequency_penalty,
-        row_words.REPETITION: sampling.repetition_penalty,
-    }
     words = np.zeros(row_words.NUM_WORDS.value, dtype=np.uint32)
-    for field, integer in integers.items():
-        words[field.value] = integer
-    for field, number in numbers.items():
-        words[field.value] = np.float32(number).view(np.uint32)
+    words[_INTEGERS] = (
+        _mode(sampling),
+        sampling.seed & 0xFFFFFFFF,
+        sampling.seed >> 32,
+        sampling.choice,
+        sampling.top_k,
+        sampling.min_tokens,
+        seat.prompt_len,
+        len(_sequences(sampling)),
+        0 if sampling.logprobs is None else sampling.logprobs + 1,
+        0 if sampling.prompt_logprobs is None else sampling.prompt_logprobs + 1,
+        len(sampling.logprob_token_ids),
+    )
+    words.view(np.float32)[_NUMBERS] = (
+        min(_LOG2_E / temperature, _LARGEST) if temperature > 0 else 0.0,
+        depth * temperature,
+        sampling.top_p,
+        sampling.top_p - float(np.float32(sampling.top_p)),
+        math.log2(sampling.top_p_decay),
+        sampling.top_p_bound if sampling.top_p_decay < 1.0 else 0.0,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.repetition_penalty,
+    )
     return words.view(np.int32)
 
 

