@@ -14,9 +14,6 @@ CROWD = 8
 MOST_BESIDE, FEW = 64, 1 / 8
 """Beside up to so many decoding rows a crowd goes first until it is a small share of them; beside more, while it is a
 crowd."""
-HELD_UP = 512
-"""Beside more than `MOST_BESIDE` rows, all of which wait for it, a launch takes half of the step's `mixed_tokens`, but
-no fewer than so many of them."""
 SMALL_SHARE = 1 / 8
 """A launch beside decoding rows of this share of the largest is as fast a token: then no crowd has to go first."""
 
@@ -28,8 +25,7 @@ class Chunking:
         self._capacity = capacity
         self._most = max_batch_tokens or capacity.max_batch_tokens
         self._mixed = max_batch_tokens or capacity.mixed_tokens
-        self._halved = max_batch_tokens or max(min(self._mixed, HELD_UP), self._mixed // 2)
-        self._has_crowds = self._halved < self._most * SMALL_SHARE
+        self._has_crowds = self._mixed < self._most * SMALL_SHARE
         self._is_crowded = False
 
     def budget(self, decoding: int, filling: Collection[Sequence], waiting: Collection[Sequence]) -> int:
@@ -41,8 +37,7 @@ class Chunking:
         budget = self._most - rows
         if decoding and not is_crowded:
             backlog = left + sum(len(row.tokens) for row in waiting)
-            mixed = self._mixed if decoding <= MOST_BESIDE else self._halved
-            budget = min(budget, max(mixed, backlog // DRAIN))
+            budget = min(budget, max(self._mixed, backlog // DRAIN))
         if left > budget:
             budget = max((size for size in sizes if size <= budget), default=budget)
         return max(budget, self._capacity.page_size)

@@ -12,7 +12,7 @@ from ..kernels.workspace import Widths
 from ..model.config import ModelConfig
 
 PAGE_TOKENS = 64
-ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 208, 240, 256, 320, 384, 448, 512)
 CHUNK_ROWS = 64
 """Chunks of one forward pass; a batch with more is run in several."""
 PREFILL_FLOPS = 4e12

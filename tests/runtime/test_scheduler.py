@@ -442,23 +442,12 @@ def test_where_launches_beside_rows_are_large_no_crowd_goes_first() -> None:
     assert chunked(made) == 50
 
 
-@pytest.mark.parametrize(
-    ("mixed", "rows", "chunk"),
-    [(2048, 64, 2048), (2048, 65, 1024), (600, 64, 600), (600, 65, 512), (200, 65, 200)],
-)
-def test_beside_more_than_64_rows_a_launch_takes_half_as_much(mixed: int, rows: int, chunk: int) -> None:
-    made = Scheduler(Capacity(9000, 4, 80, max_batch_tokens=8192, mixed_tokens=mixed), prefix_cache=False)
-    decoding(made, rows)
-    waiting(made, 2, prompt=3000)
-    assert chunked(made) == chunk
-
-
-def test_what_the_user_sets_is_not_halved() -> None:
-    capacity = Capacity(9000, 4, 80, max_batch_tokens=8192, mixed_tokens=2048)
-    made = Scheduler(capacity, max_batch_tokens=3000, prefix_cache=False)
-    decoding(made, 65)
-    waiting(made, 2, prompt=3000)
-    assert chunked(made) == 3000 - 65
+def test_a_launch_takes_as_much_beside_many_rows_as_beside_few() -> None:
+    for rows in (4, 79):
+        made = Scheduler(Capacity(9000, 4, 90, max_batch_tokens=8192, mixed_tokens=2048), prefix_cache=False)
+        decoding(made, rows)
+        waiting(made, 2, prompt=3000)
+        assert chunked(made) == 2048
 
 
 def test_a_token_is_told_as_the_same_object_each_time() -> None:

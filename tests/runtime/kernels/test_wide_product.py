@@ -200,16 +200,19 @@ def test_without_the_library_torch_computes(
 @on_hopper
 @pytest.mark.parametrize(
     "rows, outputs, inputs",
-    [(1024, 28672, 4096), (2112, 16384, 2048), (8192, 3072, 2048), (1500, 16384, 1024)],
+    [(1024, 28672, 4096), (2112, 16384, 2048), (8192, 3072, 2048), (1500, 28672, 4096), (1500, 16384, 1024)],
 )
 def test_it_computes_torchs_product(rows: int, outputs: int, inputs: int) -> None:
+    """Where the library proposes its kernel, which it does for most multiples of 128 rows; else nothing is written."""
     products = wide_products(torch.empty(4 << 20, device="cuda"), H100)
     assert products is not None
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) * 0.02
     out = torch.full((rows, outputs), torch.nan, device="cuda", dtype=torch.bfloat16)
-    assert products.computes(x, weight, out)
-    torch.testing.assert_close(out, x @ weight.t(), rtol=0.02, atol=0.02)
+    if products.computes(x, weight, out):
+        torch.testing.assert_close(out, x @ weight.t(), rtol=0.02, atol=0.02)
+    else:
+        assert rows % 128 and out.isnan().all()
 
 
 @on_hopper
