@@ -61,8 +61,7 @@ def export_engine(source: Source, target: Path, options: ExportOptions, report: 
             files=folder.stored(),
         )
         if options.tp == 1:
-            tiles = tiles_here(contents.config, EngineWeights(folder.path, contents.config), limits)
-            manifest = msgspec.structs.replace(manifest, tiles=tiles)
+            manifest = msgspec.structs.replace(manifest, tiles=tiles_here(contents.config, limits))
         folder.write(manifests.NAME, sealed(manifest))
     return manifest
 

@@ -65,13 +65,15 @@ def find_tile(
     """The largest tile for which a row's product is the same to the last bit with any number of others.
 
     A library picks its kernel by shape: with AMX, 33 rows sum in another order than 32; without, a single row does
-    than two. So each distinct layer (inputs, packed weights) is tried out here. The last resort is one fixed size.
+    than two. So each distinct layer (inputs, packed weights) is tried out here, once: what is independent in a large
+    tile is so in a smaller one, whose products it has been compared with. The last resort is one fixed size.
     """
-    layers = list(linears)
-    for tile in (Tile(2, max(most, 64)), Tile(2, 32)):
-        if all(_independent(program, weights, inputs, tile, dtype) for inputs, weights in layers):
-            return tile
-    return Tile(32, 32)
+    tiles = [Tile(2, max(most, 64)), Tile(2, 32)]
+    for inputs, weights in linears:
+        while tiles and not _independent(program, weights, inputs, tiles[0], dtype):
+            del tiles[0]
+        del weights  # before the next ones are packed
+    return tiles[0] if tiles else Tile(32, 32)
 
 
 def _independent(
