@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 
 import msgspec
@@ -13,9 +14,13 @@ from ..config import EngineConfig
 from ..errors import InvalidField
 from ..model import linear_int8, linear_onednn, linear_plain
 from ..model.config import ModelConfig
-from ..model.layers import Layers, PackRounded
+from ..model.layers import PackRounded
 from ..model.program import Program
 from .layout import Tile
+
+OUTPUTS = 4096
+"""A matrix of more is tried out by so many of them, and what its last block of 64 has: that may have a kernel apart.
+Kernels were seen to change with their number only below 1,000 (oneDNN for AVX, from 512 to 576)."""
 
 
 class Kernels(msgspec.Struct, frozen=True):
@@ -50,30 +55,36 @@ def choose_kernels(model: ModelConfig, config: EngineConfig) -> Kernels:
     return Kernels(dtype, linear_onednn if by_onednn else linear_plain, dtype.itemsize, floor)
 
 
-def model_tile(program: Program, model: ModelConfig, layers: Layers, kernels: Kernels, most: int) -> Tile:
-    """By trying a model's distinct layers on this machine, for batches of up to `most` tokens."""
-    first = layers.layers[0]
-    inputs = {"qkv": model.hidden_size, "out": model.num_heads * model.head_dim}
-    inputs |= {"up": model.hidden_size, "down": model.intermediate_size}
-    linears = [*[(size, first[name]) for name, size in inputs.items()], (model.hidden_size, layers.head)]
-    return find_tile(program, linears, kernels.dtype, most)
-
-
-def find_tile(
-    program: Program, linears: Iterable[tuple[int, dict[str, Tensor]]], dtype: torch.dtype, most: int
-) -> Tile:
-    """The largest tile for which a row's product is the same to the last bit with any number of others.
+def find_tile(program: Program, model: ModelConfig, kernels: Kernels, most: int) -> Tile:
+    """The largest tile for which a row's product is the same to the last bit with any number of others, in batches of
+    up to `most` tokens.
 
     A library picks its kernel by shape: with AMX, 33 rows sum in another order than 32; without, a single row does
-    than two. So each distinct layer (inputs, packed weights) is tried out here, once: what is independent in a large
-    tile is so in a smaller one, whose products it has been compared with. The last resort is one fixed size.
+    than two. So each distinct layer's shape is tried out here, once: what is independent in a large tile is so in a
+    smaller one, whose products it has been compared with. The last resort is one fixed size.
     """
     tiles = [Tile(2, max(most, 64)), Tile(2, 32)]
-    for inputs, weights in linears:
-        while tiles and not _independent(program, weights, inputs, tiles[0], dtype):
+    for inputs, weights in _drawn(model, kernels):
+        while tiles and not _independent(program, weights, inputs, tiles[0], kernels.dtype):
             del tiles[0]
         del weights  # before the next ones are packed
     return tiles[0] if tiles else Tile(32, 32)
+
+
+def _drawn(model: ModelConfig, kernels: Kernels) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The matrices of a layer and the output layer (inputs, packed weights), each made when it is asked for."""
+    hidden, inner, queries = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+    shapes = (
+        (hidden, queries + 2 * model.num_kv_heads * model.head_dim, model.qkv_bias),
+        (queries, hidden, model.attention_out_bias),
+        (hidden, inner * (2 if model.gated_mlp else 1), model.mlp_bias),
+        (inner, hidden, model.mlp_bias),
+        (hidden, model.vocab_size, False),
+    )
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=kernels.dtype)
+    for inputs, outputs, biased in shapes:
+        size = min(outputs, OUTPUTS + outputs % 64)
+        yield inputs, kernels.linears.pack(draw(size, inputs), draw(size) if biased else None)
 
 
 def _independent(

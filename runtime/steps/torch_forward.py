@@ -19,7 +19,7 @@ from ..model.layers import Weights, load_layers
 from ..model.program import Program
 from ..weights.manifest import TileChoice
 from .forward import Computed, Run, scrub_pages, zero_pages
-from .kernels import Kernels, model_tile
+from .kernels import Kernels, find_tile
 from .layout import Layout, LayoutBuilder, Span, chunk_spans, decode_spans
 from .machine_tiles import known_tile
 from .memory import PAGE_TOKENS, MemoryPlan
@@ -47,9 +47,7 @@ class TorchForward:
         pack, pack_rounded = kernels.linears.pack, kernels.pack_rounded
         self._layers = load_layers(model, weights, pack, kernels.dtype, plan.context, pack_rounded)
         most = config.max_batch_tokens or Capacity(num_pages=1, page_size=1, max_rows=1).max_batch_tokens
-        self._tile = known_tile(kernels, most, tiles) or model_tile(
-            self._program, model, self._layers, kernels, most
-        )
+        self._tile = known_tile(kernels, most, tiles) or find_tile(self._program, model, kernels, most)
         numbers = 2 * model.num_kv_heads * PAGE_TOKENS * model.head_dim
         pools = [zero_pages(plan.num_pages, numbers, kernels.dtype) for _ in range(model.num_layers)]
         self._pages = pools
