@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-MOST = 8
-"""Requests: some 10 ms with all that they set in motion."""
+MOST = 4
+"""Requests: some 5 ms with all that they set in motion."""
 
 
 class Turnstile:

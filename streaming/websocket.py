@@ -189,7 +189,10 @@ class ResponsesSocket:
                 async with aclosing(reader.frames(self._sender)) as batches:
                     async for batch in batches:
                         for frame in batch:
-                            await self._send(frame)
+                            if self._sender.has_room:
+                                self._sender.put_frame(frame)
+                            else:
+                                await self._send(frame)
         except Refused as exc:
             await self._send(reader.refused(exc.refusal))
         finally:
