@@ -18,7 +18,7 @@ from ..model.layers import PackRounded
 from ..model.program import Program
 from .layout import Tile
 
-OUTPUTS = 4096
+OUTPUTS, WEIGHTS = 4096, 1 << 26
 """A matrix of more is tried out by so many of them, and what its last block of 64 has: that may have a kernel apart.
 Kernels were seen to change with their number only below 1,000 (oneDNN for AVX, from 512 to 576)."""
 
@@ -83,7 +83,7 @@ def _drawn(model: ModelConfig, kernels: Kernels) -> Iterator[tuple[int, dict[str
     )
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=kernels.dtype)
     for inputs, outputs, biased in shapes:
-        size = min(outputs, OUTPUTS + outputs % 64)
+        size = min(outputs, min(OUTPUTS, WEIGHTS // inputs) + outputs % 64)
         yield inputs, kernels.linears.pack(draw(size, inputs), draw(size) if biased else None)
 
 
