@@ -127,7 +127,7 @@ def _is_adjusted(sampling: RowSampling) -> bool:
 
 
 def _mode(sampling: RowSampling) -> int:
-    return (
+    flags = (
         row_words.SEATED.value
         | row_words.RANDOM.value * (sampling.temperature > 0)
         | row_words.CUT.value * is_cut(sampling)
@@ -136,6 +136,7 @@ def _mode(sampling: RowSampling) -> int:
         | row_words.COUNTED.value * _is_penalised(sampling)
         | row_words.SEQUENCES.value * bool(_sequences(sampling))
     )
+    return int(flags)
 
 
 def _words(seat: Seat) -> NDArray[np.int32]:
