@@ -18,7 +18,7 @@ from ..model.layers import PackRounded
 from ..model.program import Program
 from .layout import Tile
 
-OUTPUTS, WEIGHTS = 4096, 1 << 26
+OUTPUTS, WEIGHTS = 4096, 1 << 25
 """A matrix of more is tried out by so many of them, and what its last block of 64 has: that may have a kernel apart.
 Kernels were seen to change with their number only below 1,000 (oneDNN for AVX, from 512 to 576)."""
 
