@@ -19,8 +19,8 @@ from ..model.program import Program
 from .layout import Tile
 
 OUTPUTS, WEIGHTS = 4096, 1 << 25
-"""A matrix of more is tried out by so many of them, and what its last block of 64 has: that may have a kernel apart.
-Kernels were seen to change with their number only below 1,000 (oneDNN for AVX, from 512 to 576)."""
+"""So much of a matrix is tried out at most, and of outputs what its last block of 64 has: that may have a kernel apart.
+Kernels were seen to change with the number of outputs only below 1,000 (oneDNN for AVX, from 512 to 576)."""
 
 
 class Kernels(msgspec.Struct, frozen=True):
