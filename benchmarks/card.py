@@ -33,6 +33,8 @@ from jitney.streaming.commands.benches.shapes import SHAPES
 
 
 def requests(lengths: Lengths, vocab: int) -> list[Generate]:
+    """Those with the longest answers first, as `generate` has them."""
+    asked = sorted(zip(drawn(lengths, vocab), lengths, strict=True), key=lambda one: -one[1][1])
     return [
         Generate(
             id=f"r{i}",
@@ -41,7 +43,7 @@ def requests(lengths: Lengths, vocab: int) -> list[Generate]:
             max_tokens=answer,
             arrival=float(i),
         )
-        for i, (prompt, (_, answer)) in enumerate(zip(drawn(lengths, vocab), lengths, strict=True))
+        for i, (prompt, (_, answer)) in enumerate(asked)
     ]
 
 

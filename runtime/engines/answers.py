@@ -15,7 +15,7 @@ from ..events import Event
 from ..intake import Options, Prompt
 from ..log import joined
 from ..messages import Generate
-from ..params import SamplingParams
+from ..params import MAX_COUNT, SamplingParams
 from ..response import Response
 
 Accept = Callable[[Prompt, SamplingParams, Options], Awaitable[Generate]]
@@ -66,10 +66,9 @@ async def answer_all(
     order; leaving early cancels the rest."""
     if len(jobs) > 1 and options.get("response_id") is not None:
         raise InvalidField("response_id", "a single prompt to go with it", options["response_id"])
-    accepted: list[tuple[Prompt, SamplingParams, Generate]] = []
-    for prompt, given in jobs:
-        params, opts = checked(given, options)
-        accepted.append((prompt, params, await accept(prompt, params, opts)))
+    asked = [(prompt, *checked(given, options)) for prompt, given in jobs]
+    order = _longest_first([params for _, params, _ in asked])
+    accepted = [(*asked[place][:2], await accept(*asked[place])) for place in order]
     responses: list[Response] = []
     places = asyncio.Semaphore(window)
 
@@ -85,11 +84,19 @@ async def answer_all(
 
     tasks = [asyncio.ensure_future(run(*job)) for job in accepted]
     try:
-        return await asyncio.gather(*tasks)
+        answers = dict(zip(order, await asyncio.gather(*tasks), strict=True))
+        return [answers[place] for place in range(len(answers))]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _longest_first(params: Sequence[SamplingParams]) -> list[int]:
+    """Places of answers in the order in which they begin: at the end few rows are left, and a step of few takes almost
+    as long as one of many, so the answer that may become longest must not be last (R. L. Graham, "Bounds on
+    Multiprocessing Timing Anomalies", 1969). One without a limit counts as the longest; equals stay in order."""
+    return sorted(range(len(params)), key=lambda place: -(params[place].max_tokens or MAX_COUNT))
 
 
 async def _admit_in_turn(

@@ -21,6 +21,8 @@ from jitney.runtime.errors import (
     QueueFull,
     RequestError,
 )
+from jitney.runtime.observer import Observer
+from jitney.runtime.response import Response
 from jitney.runtime.testing import ScriptedBackend
 from jitney.runtime.testing.byte_tokenizer import END
 
@@ -46,6 +48,23 @@ async def test_many_more_prompts_than_seats_or_places_in_the_queue() -> None:
         answers = await serving.generate(prompts)
         assert [answer["text"] for answer in answers] == prompts
         await check_empty(serving)
+
+
+async def test_the_answer_that_may_become_longest_begins_first() -> None:
+    """One without a limit counts as the longest, and equals stay in order."""
+    limits = [3, None, 5, 3, 9, None]
+    ended: list[str] = []
+
+    class Ends(Observer):
+        def ended(self, response: Response) -> None:
+            ended.append(response.id)
+
+    async with engine(max_rows=1) as serving:
+        serving.observers.append(Ends())
+        params = [SamplingParams(max_tokens=limit) for limit in limits]
+        answers = await serving.generate(["endless"] * len(limits), params)
+    assert [answer["usage"]["completion_tokens"] for answer in answers] == [limit or 3201 for limit in limits]
+    assert [ended.index(answer["id"]) for answer in answers] == [4, 0, 3, 5, 2, 1]
 
 
 async def test_a_batch_waits_for_room_that_its_own_prompts_take() -> None:
