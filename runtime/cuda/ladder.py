@@ -16,7 +16,7 @@ FEW_CHUNKS = 32
 LONG_CHUNK = 2048
 """Fresh prompts of this mean length are launched one by one where they are many tokens: what attends them without their
 pages is faster, and the device has work enough to hide the launches."""
-MIXED_ROWS = (8, 32, 64, 128, 256, 512)
+MIXED_ROWS = (8, 32, 64, 128, 192, 256, 512)
 EAGER_STEP = 64
 """Prompt tokens of a pass without a graph are padded to a multiple of this."""
 
