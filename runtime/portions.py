@@ -3,10 +3,10 @@
 A report of a step with many rows is news for as many readers. Taken in at once it would hold the loop for milliseconds;
 in portions, what a portion sets in motion is sent while the next ones are still to come, and timers and other sockets
 have their turn in between. A portion a turn, but more after a long one: turns that read many new requests would
-otherwise come between any two portions, and hold every answer up as often as there are portions. Nothing overtakes:
-later news waits until a report is all taken in. Where the loop lags behind the device, the reports that wait are taken
-in as one: a choice that advanced in several of them is told of all its tokens at once, so that the loop has less to do
-the more it lags.
+otherwise come between any two portions, and hold every answer up as often as there are portions. Once a newer report
+waits, the loop is behind the device, and takes in what is left of this one at once: tokens before requests. Nothing
+overtakes: later news waits until a report is all taken in. The reports that wait are taken in as one: a choice that
+advanced in several of them is told of all its tokens at once, so that the loop has less to do the more it lags.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ MAX_OUTPUTS = 32
 """Of a portion: about half a millisecond with all that they set in motion."""
 ORDINARY_S = 0.003
 """What the loop may do between two portions, the sending of the first among it, before the next turn takes more."""
-MOST_S, BEHIND_S = 0.004, 0.02
-"""As much longer as it took, but no longer than this: several portions' sending makes a long turn too. Where a newer
-report waits already, the loop is behind the device, and its news gets half of the time."""
+MOST_S = 0.004
+"""As much longer as it took, but no longer than this: several portions' sending makes a long turn too."""
 
 
 class Portions:
@@ -63,14 +62,14 @@ class Portions:
             self._next()
 
     def _next(self, left_at: float | None = None) -> None:
-        """Take the first in, and more of them if the loop has long been at other things since `left_at`; come back for
-        the others."""
+        """Take the first in, and more of them if the loop has long been at other things since `left_at`, or all if it
+        is behind; come back for the others."""
         came_at = self._clock()
         away_s = 0.0 if left_at is None else came_at - left_at
-        until = came_at + min(max(0.0, away_s - ORDINARY_S), BEHIND_S if self._waiting else MOST_S)
+        until = came_at + min(max(0.0, away_s - ORDINARY_S), MOST_S)
         try:
             self._take_first()
-            while self._parts and self._clock() < until:
+            while self._parts and (self._waiting or self._clock() < until):
                 self._take_first()
         finally:
             if self._waiting and not self._parts:
