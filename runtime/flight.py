@@ -22,7 +22,7 @@ class Cohort:
         self.rows = tuple(rows)
         self.slots = tuple([row.slot for row in self.rows])
         self.names = tuple([row.name for row in self.rows])
-        self.pushes = [row.tokens.append for row in self.rows]
+        self.pushes = [row.push for row in self.rows]
         ends = {row.sampling.end_token_ids for row in self.rows}
         self.ends = frozenset([token for ids in ends for token in ids])
 

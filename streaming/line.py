@@ -39,15 +39,8 @@ class Line:
     """
 
     __slots__ = (
-        "_frames",
-        "_is_closed",
-        "_is_writable",
-        "_outbox",
-        "_room",
-        "_transport",
-        "has_room",
-        "held_bytes",
-    )
+        "_frames", "_is_closed", "_is_writable", "_outbox", "_room", "_transport", "has_room", "held_bytes",
+    )  # fmt: skip
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox

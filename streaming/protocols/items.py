@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +21,7 @@ class _DeltaFrame(msgspec.Struct):
     stream_id: str | msgspec.UnsetType
     item_id: str
     delta: str
-    logprobs: list[dict[str, Any]] | msgspec.UnsetType
+    logprobs: Sequence[dict[str, Any]] | msgspec.UnsetType
     output_index: int
     content_index: int = 0
 
@@ -53,7 +54,7 @@ class OutputItem:
     def place(self) -> dict[str, Any]:
         return {"item_id": self.id, "output_index": self.index, "content_index": 0}
 
-    def delta(self, number: int, text: str, logprobs: list[dict[str, Any]]) -> bytes:
+    def delta(self, number: int, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> bytes:
         """The frame of which there are many."""
         frame = self._frame
         frame.sequence_number, frame.delta = number, text

@@ -112,7 +112,7 @@ class ResponseEvents:
         item.texts.append(text)
         self.reached = number
         self.num_deltas += 1
-        return item.delta(number, text, [])
+        return item.delta(number, text)
 
     def owes(self, events: Sequence[Event]) -> bool:
         """Whether entries of the log that are yet to be fed hold text that the client has not."""
