@@ -186,7 +186,7 @@ class DynamicEngine(AbstractEngine):
     ) -> list[dict[str, Any]]:
         """Whole answers as dicts (see `answers.fold`), in the order of the prompts; one prompt gives a list of one.
 
-        Raises as `submit` does, before anything runs.
+        Raises as `submit` does, before anything runs. Those that may become longest begin first.
         """
         window = min(self.config.max_queued, 4 * (self.config.max_rows or 256))
         jobs = each_prompt(prompts, sampling_params)
