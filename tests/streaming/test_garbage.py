@@ -137,12 +137,26 @@ async def by_events(url: str, path: str, body: dict[str, Any]) -> None:
         assert "[DONE]" in answer.text
 
 
+async def refused_body(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/completions", json={"prompt": "sky", "temperature": "warm"})
+        assert answer.status_code == 400
+
+
+async def refused_frame(url: str) -> None:
+    async with connect(url.replace("http", "ws") + "/v1/responses", proxy=None) as socket:
+        await socket.send(json.dumps(responses_frame() | {"temperature": "warm"}))
+        assert json.loads(await socket.recv())["type"] == "error"
+
+
 WAYS: dict[str, Callable[[str], Awaitable[None]]] = {
     "responses": lambda url: by_socket(url, "/v1/responses", responses_frame()),
     "chat page": lambda url: by_socket(url, "/v1/chat/ws", chat_frame()),
     "events": lambda url: by_events(
         url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "sky"}], "stream": True}
     ),
+    "a refused body": refused_body,
+    "a refused frame": refused_frame,
 }
 
 
