@@ -1,5 +1,5 @@
-"""When a server collects cyclic garbage. It holds every thread, 50 to 100 ms beside 256 sockets, and the collections of
-what is young were a tenth of what the loop computed: so they come when nothing is streamed, and seldom otherwise.
+"""When a server collects cyclic garbage. A full collection holds every thread, 50 to 100 ms beside 256 sockets: so it
+comes when nothing is streamed, and seldom otherwise. The young are collected meanwhile, milliseconds at a time.
 
 A setting of the whole process, so this is for a program that is a server: `jitney serve`, not the engine.
 """
@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 LOOK_S = 1.0
-MOST = 700_000
-"""New objects that stay, after which a collection comes at any moment, where Python has 700: garbage stays below some
-100 MB."""
-WORTH = 100_000
-"""Of those, after which a quiet moment is used."""
+YOUNG = 10_000
+"""New objects that stay, after which they are looked at, where Python has 700 and spends a tenth of the loop on it."""
+MOST, WORTH = 300, 10
+"""Of these collections: so many, and what stayed is collected at any moment, so that garbage stays below some 400 MB;
+so many, and a quiet moment is used."""
 
 
 class Garbage:
@@ -29,7 +29,7 @@ class Garbage:
     def look(self) -> bool:
         """Call it once a `LOOK_S`. Collects when two looks in a row find it quiet and enough is new: True if so."""
         was_quiet, self._was_quiet = self._was_quiet, self._is_quiet()
-        if not (was_quiet and self._was_quiet) or gc.get_count()[0] < WORTH:
+        if not (was_quiet and self._was_quiet) or gc.get_count()[1] < WORTH:
             return False
         gc.collect()
         return True
@@ -45,7 +45,7 @@ def settle() -> None:
 async def collected_when_quiet(is_quiet: Callable[[], bool], look_s: float = LOOK_S) -> AsyncIterator[None]:
     """The thresholds that were set before are back afterwards. Raises what `is_quiet` does, at the end."""
     young, middle, old = gc.get_threshold()
-    gc.set_threshold(MOST, middle, old)
+    gc.set_threshold(YOUNG, MOST, old)
     looking = asyncio.create_task(_look(Garbage(is_quiet), look_s))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Collections wait for a quiet moment."""
+"""Full collections wait for a quiet moment, and young ones are few."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets import Origin
 from websockets.asyncio.client import connect
 
 from jitney.streaming import garbage
-from jitney.streaming.garbage import MOST, WORTH, Garbage, collected_when_quiet
+from jitney.streaming.garbage import MOST, WORTH, YOUNG, Garbage, collected_when_quiet
 
 
 class Collector:
@@ -49,13 +49,13 @@ def looks(collector: Collector, counts: tuple[int, int, int], quiet: list[bool])
 
 
 def test_it_collects_when_two_looks_in_a_row_find_it_quiet(collector: Collector) -> None:
-    found = looks(collector, (WORTH, 0, 0), [False, True, False, True, True, True])
+    found = looks(collector, (0, WORTH, 0), [False, True, False, True, True, True])
     assert found == [False] * 4 + [True, False]
     assert collector.collections == 1
 
 
 def test_it_does_not_collect_for_a_few_objects(collector: Collector) -> None:
-    assert looks(collector, (WORTH - 1, 9, 9), [True] * 5) == [False] * 5
+    assert looks(collector, (YOUNG - 1, WORTH - 1, 9), [True] * 5) == [False] * 5
     assert collector.collections == 0
 
 
@@ -80,7 +80,7 @@ async def test_it_looks_while_the_server_runs_and_not_after() -> None:
 async def test_collections_are_seldom_meanwhile() -> None:
     young, middle, old = gc.get_threshold()
     async with collected_when_quiet(lambda: True):
-        assert gc.get_threshold() == (MOST, middle, old) != (young, middle, old)
+        assert gc.get_threshold() == (YOUNG, MOST, old) != (young, middle, old)
     assert gc.get_threshold() == (young, middle, old)
 
 
