@@ -31,7 +31,7 @@ class Sequence:
         """Who goes first: priority class, then arrival. Stays the same through a preemption."""
         self.sampling = sampling
         self.tokens = list(request.prompt)
-        self.push = self.tokens.append
+        self.push = self.tokens.append  # made once, not for each row of each launch that others join
         self.prompt_len = len(request.prompt)
         self.limit = self.prompt_len + request.max_tokens
         self.deadline = inf if request.deadline is None else request.deadline
