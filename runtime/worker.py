@@ -27,8 +27,8 @@ from .scheduler import Scheduler
 
 MAX_FAILURES = 3
 QUIET_S, LOOK_S = 0.1, 5.0
-"""An idle worker makes things ready once nothing has come for a moment, since whoever comes meanwhile waits for it.
-Then it comes back to its step this often, so that a device that is lost is told of."""
+"""An idle worker makes things ready once nothing has come for a moment, one after the other until something does. Then
+it comes back to its step this often, so that a device that is lost is told of."""
 
 logger = logging.getLogger("jitney")
 
@@ -95,8 +95,8 @@ class Worker:
         self.is_busy = not loop.is_idle
         commands = self._inbox.drain(wait=loop.is_idle, patience_s=QUIET_S)
         while loop.is_idle and not commands:
-            patience_s = QUIET_S if self._prepare(loop) else LOOK_S
-            commands = self._inbox.drain(wait=True, patience_s=patience_s)
+            is_ready = not self._prepare(loop)
+            commands = self._inbox.drain(wait=is_ready, patience_s=LOOK_S)
         self.heartbeat = self._clock()
         self.is_busy = True
         for command in commands:

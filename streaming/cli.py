@@ -1,23 +1,21 @@
-"""The command line, where runtime, streaming and export meet. `jitney --help` and `--version` load no torch."""
+"""The command line, where runtime, streaming and export meet. `jitney --help` and `--version` load no torch, and a
+command loads no other: half of what a start imports, which is a second where files are slow."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..runtime.errors import JitneyError
-from .commands.benches.group import bench
-from .commands.chat import chat
-from .commands.doctor import doctor
-from .commands.export import export
-from .commands.generate import generate
-from .commands.key import key
-from .commands.plan import plan
-from .commands.serve import serve
 from .commands.settings import CONTEXT
+
+COMMANDS = {name: name for name in ("chat", "serve", "generate", "export", "key", "plan", "doctor")}
+COMMANDS |= {"bench": "benches.group"}
+"""Which module under `commands` has a function, or a group of its own, of this name."""
 
 
 class Commands(TyperGroup):
@@ -34,6 +32,28 @@ class Commands(TyperGroup):
             raise typer.Exit(2) from error
 
 
+class Jitney(Commands):
+    """Each of its commands is loaded when it is asked for; `--help` asks for all."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # their names; who wants one calls this:
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in COMMANDS and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _loaded(cmd_name)
+        return self.commands.get(cmd_name)
+
+
+def _loaded(name: str) -> Any:
+    command = getattr(import_module(f".commands.{COMMANDS[name]}", __package__), name)
+    if isinstance(command, typer.Typer):
+        return typer.main.get_command(command)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name, context_settings=CONTEXT if name == "serve" else None)(command)
+    return typer.main.get_command(alone)
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
@@ -42,7 +62,7 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Jitney, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -53,13 +73,6 @@ def _options(
     ] = False,
 ) -> None:
     """A streaming runtime for language models."""
-
-
-app.command()(chat)
-app.command(context_settings=CONTEXT)(serve)
-for command in (generate, export, key, plan, doctor):
-    app.command()(command)
-app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -1,17 +1,21 @@
 """Passes of fixed size, recorded once and replayed for any batch: on a card as CUDA graphs.
 
-A size that is not recorded is computed launch by launch. `record_next` fills the ladder one by one, from large to
-small into one pool: what decoding needs before the engine opens, the rest while it has nothing to do.
+A size that is not recorded is computed launch by launch, and recorded once it has been. `record_next` fills the ladder
+one by one into one pool: what decoding needs before the engine opens, the rest while it has nothing to do. Where there
+is no memory for more, the sizes that are missing are launched one kernel after the other for good.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 
 from .sizes import Pass
+
+logger = logging.getLogger("jitney")
 
 Replay = Callable[[], object]
 Record = Callable[[Callable[[], object]], Replay]
@@ -31,30 +35,37 @@ class Graphs:
     ) -> None:
         self._run, self._record, self._warm = run, record, warm
         self._replays: dict[Pass, Replay] = {}
-        self._missing = list(sizes)
+        self._missing = dict.fromkeys(sizes)
 
     def run(self, size: Pass) -> None:
+        """Enqueue a pass. The first of a size that is missing waits for what is in flight, to be recorded after it: an
+        engine that is never without work would not have its graphs else."""
         replay = self._replays.get(size)
-        if replay is None:
-            self._run(size)
-        else:
+        if replay is not None:
             replay()
+            return
+        self._run(size)
+        if size in self._missing:
+            self._keep(size)
 
     def record_next(self) -> bool:
         """Record the first size that is missing; False when none is. What is warmed runs for real, on whatever it
         finds."""
         if not self._missing:
             return False
-        size = self._missing.pop(0)
-        self._warm(size)
-        self._replays[size] = self._record(partial(self._run, size))
+        size = next(iter(self._missing))
+        self._keep(size, warm=True)
         return True
 
-    def give_up(self) -> int:
-        """Record no more; gives how many were missing."""
-        count = len(self._missing)
-        self._missing.clear()
-        return count
+    def _keep(self, size: Pass, *, warm: bool = False) -> None:
+        try:
+            if warm:
+                self._warm(size)
+            self._replays[size] = self._record(partial(self._run, size))
+            del self._missing[size]
+        except torch.OutOfMemoryError as error:
+            logger.warning("%d passes stay without a graph: %s", len(self._missing), error)
+            self._missing.clear()
 
     def clear(self) -> None:
         self._replays.clear()

@@ -9,8 +9,10 @@ from .sizes import CHUNK_ROWS, PAGE_TOKENS, Pass, Sizes
 
 TOKEN_BUCKETS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LARGE = (6144, 8192)
-"""Tokens of a pass with chunks and a graph, its decoding rows among them; the large ones have theirs later. Launched
-one by one, a pass gives the interpreter up some hundred times, and beside a busy loop waits for it each time."""
+"""Tokens of a pass with chunks and a graph, its decoding rows among them. Launched one by one, a pass gives the
+interpreter up some hundred times, and beside a busy loop waits for it each time."""
+FEW_ROWS = 8
+"""That decode beside prompts when an engine has just opened: graphs for more, and large ones, are captured later."""
 FEW_CHUNKS = 32
 """Chunks of a pass with a graph."""
 LONG_CHUNK = 2048
@@ -52,26 +54,26 @@ class Ladder:
 
     def first(self) -> Iterator[Pass]:
         """Graphs that are captured before the engine opens: without these a stream would stutter."""
-        yield from self.mixed(large=False)
+        yield from self.mixed(later=False)
         yield from self.decoding()
         yield from self.decoding(cuts=True)
 
     def graphs(self) -> Iterator[Pass]:
         """All, in the order in which they are captured."""
         yield from self.first()
+        yield from self.mixed(later=True)
         yield from self.decoding(full=True)
-        yield from self.mixed(large=True)
 
     def decoding(self, *, cuts: bool = False, full: bool = False) -> Iterator[Pass]:
         """From large to small, so that the small share the large ones' memory."""
         for rows in reversed(self._rows):
             yield Pass(rows, 0, 0, cuts or full, full)
 
-    def mixed(self, *, large: bool) -> Iterator[Pass]:
+    def mixed(self, *, later: bool) -> Iterator[Pass]:
         """Few enough to capture them all: sampled as if some row had cuts."""
         sizes = [(tokens, rows) for rows, many in self.chunk_sizes.items() for tokens in many]
         for tokens, rows in sorted(sizes, reverse=True):
-            if (tokens + rows > TOKEN_BUCKETS[-1]) == large:
+            if (tokens + rows > TOKEN_BUCKETS[-1] or rows > FEW_ROWS) == later:
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
     def launched(self) -> Iterator[Pass]:

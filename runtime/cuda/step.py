@@ -8,7 +8,6 @@ fault of the device shows in either, as an exception, and is final: the state on
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -40,8 +39,6 @@ from .scores import ChunkScores, PromptScores, ScoreCopy
 from .sizes import CHUNK_ROWS, Pass
 from .staging import Staging
 from .state import SlotState
-
-logger = logging.getLogger("jitney")
 
 Rows = tuple[tuple[int, int], ...]
 """Rows of a pass's results with their slots."""
@@ -238,8 +235,7 @@ class CudaStep:
 
     @torch.inference_mode()
     def prepare(self) -> bool:
-        """Record one more pass; called while nothing is in flight. Where there is no memory for more, the passes that
-        are missing are launched one kernel after the other for good. A device that is lost shows even if none is
+        """Record one more pass; called while nothing is in flight. A device that is lost shows even if none is
         missing."""
         try:
             self._settle()
@@ -247,10 +243,7 @@ class CudaStep:
             self._settle()
         except Exception as error:
             self._recover(error)
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            logger.warning("%d passes stay without a graph: %s", 1 + self._graphs.give_up(), error)
-            return True
+            raise
         return is_recorded
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ class Benches(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-bench = typer.Typer(cls=Benches, add_completion=False, pretty_exceptions_enable=False)
+bench = typer.Typer(name="bench", cls=Benches, add_completion=False, pretty_exceptions_enable=False)
 for command in (step, offline, serve):
     bench.command()(command)
 

@@ -39,7 +39,7 @@ def test_every_batch_has_a_size_that_holds_it(max_rows: int, prefill_tokens: int
 def test_decoding_and_few_chunks_always_have_a_graph(max_rows: int, prefill_tokens: int) -> None:
     ladder = Ladder(sizes(max_rows, prefill_tokens))
     recorded = {*ladder.decoding(), *ladder.decoding(cuts=True), *ladder.decoding(full=True)}
-    recorded |= {*ladder.mixed(large=False), *ladder.mixed(large=True)}
+    recorded |= {*ladder.mixed(later=False), *ladder.mixed(later=True)}
     for rows in range(1, max_rows + 1):
         for cuts, full in ((False, False), (True, False), (False, True), (True, True)):
             size = ladder.size(rows, 0, 0, cuts=cuts, full=full, fresh=False)
@@ -66,19 +66,22 @@ def test_a_page_of_a_prompt_always_has_a_graph(prefill_tokens: int) -> None:
         assert max(offered) >= PAGE_TOKENS, rows
 
 
-def test_every_graph_is_made_once_the_large_ones_later() -> None:
+def test_every_graph_is_made_once_the_large_and_those_of_many_rows_later() -> None:
     ladder = Ladder(sizes())
-    soon, later = [*ladder.mixed(large=False)], [*ladder.mixed(large=True)]
+    soon, later = [*ladder.mixed(later=False)], [*ladder.mixed(later=True)]
     assert not {*soon} & {*later} and len({*soon, *later}) == sum(map(len, ladder.chunk_sizes.values()))
+    assert {size.rows for size in soon} == {0, 8} and {32, 64, 128, 192, 256} < {size.rows for size in later}
     assert {size.tokens for size in soon if not size.rows} == {*TOKEN_BUCKETS}
     assert {size.tokens for size in later if not size.rows} == {*LARGE}
+    assert len({*ladder.graphs()}) == len([*ladder.graphs()])
+    assert [*ladder.graphs()][: len([*ladder.first()])] == [*ladder.first()]
 
 
 def test_it_is_recorded_from_large_to_small() -> None:
     ladder = Ladder(sizes())
     decoding = [size.rows for size in ladder.decoding()]
     assert decoding == sorted(decoding, reverse=True) and decoding[0] == 256 and decoding[-1] == 1
-    mixed = [(size.tokens, size.rows) for size in ladder.mixed(large=False)]
+    mixed = [(size.tokens, size.rows) for size in ladder.mixed(later=False)]
     assert mixed == sorted(mixed, reverse=True)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ pytest.importorskip("triton")
 
 from jitney.runtime.cuda import staging as staging_module
 from jitney.runtime.cuda.arena import Arena, Patch
-from jitney.runtime.cuda.graphs import Graphs, plain_recorder
+from jitney.runtime.cuda.graphs import Graphs, Replay, plain_recorder
 from jitney.runtime.cuda.outbox import Outbox
 from jitney.runtime.cuda.sizes import Pass
 from jitney.runtime.cuda.staging import Staging
@@ -102,12 +105,37 @@ def test_passes_are_recorded_one_by_one_and_then_replayed() -> None:
     warmed: list[Pass] = []
     large, small, other = (Pass(rows, 0, 0, False, False) for rows in (8, 1, 3))
     graphs = Graphs(computed.append, [large, small], plain_recorder, warmed.append)
-    graphs.run(small)
-    assert computed == [small] and not warmed
     assert graphs.record_next() and warmed == [large]
     assert graphs.record_next() and warmed == [large, small] and not graphs.record_next()
     graphs.run(large)
     graphs.run(other)
-    assert computed == [small, large, other] and warmed == [large, small]
+    assert computed == [large, other] and warmed == [large, small]
     graphs.clear()
     assert not graphs.record_next()
+
+
+def test_a_pass_that_comes_before_its_graph_is_recorded_once_it_has_run() -> None:
+    story: list[str] = []
+
+    def record(run: Callable[[], object]) -> Replay:
+        story.append("recorded")
+        return partial(story.append, "replayed")
+
+    soon, never = Pass(8, 0, 0, False, False), Pass(3, 0, 0, False, False)
+    graphs = Graphs(lambda size: story.append(f"run {size.rows}"), [soon], record, lambda size: None)
+    for size in (never, soon, soon, never):
+        graphs.run(size)
+    assert story == ["run 3", "run 8", "recorded", "replayed", "run 3"]
+    assert not graphs.record_next()
+
+
+def test_without_memory_for_one_no_other_is_tried() -> None:
+    def record(run: Callable[[], object]) -> Replay:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    computed: list[Pass] = []
+    first, second = Pass(8, 0, 0, False, False), Pass(3, 0, 0, False, False)
+    graphs = Graphs(computed.append, [first, second], record, lambda size: None)
+    graphs.run(first)
+    graphs.run(second)
+    assert computed == [first, second] and not graphs.record_next()
