@@ -8,7 +8,7 @@ BENCH ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(sort $(shell find runtime streaming export -type f ! -name '*.pyc' ! -name '*.so'))
-KERNELS := $(wildcard runtime/native/*.[ch])
+KERNELS := $(wildcard runtime/native/*.[ch] streaming/*.c)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ bench: build/installed
 	$(BIN)/jitney bench $(BENCH)
 
 clean:
-	rm -rf .venv build runtime/native/*.so tests/streaming/clients/node_modules dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build runtime/native/*.so streaming/*.so tests/streaming/clients/node_modules dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Official npm clients and a browser's driver, which some tests run under Node.js 20 or newer; those skip without it.
 node: build/node
@@ -54,7 +54,7 @@ build/node: tests/streaming/clients/package-lock.json
 	else echo "No npm packages: the tests of npm clients and of the page are skipped" >&2; fi
 
 # The editable install is a tree of links under build/: it does not see new files, so it is made again whenever the
-# list of files changes, or a kernel in C. The stamp lies beside the tree, and dies with it.
+# list of files changes, or what is written in C. The stamp lies beside the tree, and dies with it.
 build/installed: .venv/pyvenv.cfg pyproject.toml setup.py constraints.txt build/files $(KERNELS)
 	@echo "Installing into .venv (the first time takes a few minutes) ..." >&2
 	@$(PIP) install --constraint constraints.txt --upgrade pip setuptools </dev/null >&2

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from ..runtime.errors import EngineDied
 from .line import Outbox
 from .routes.metrics import metrics_app
+from .sender import open_sender
 from .service import Service
 from .wire import FrameProtocol, HttpProtocol
 
@@ -59,7 +60,9 @@ async def serve(
             await stack.enter_async_context(_running(_Server(_config(watching, 2**16)), listener))
             logger.info("metrics at %s/metrics", _url(metrics_host, listener))
         listener = _listen(host, port)
-        server = _Server(_config(app, app.state.service.max_frame_bytes))
+        outbox = Outbox(open_sender())
+        stack.callback(outbox.close)
+        server = _Server(_config(app, app.state.service.max_frame_bytes, outbox))
         stop = stack.enter_context(_signals())
         running = await stack.enter_async_context(_running(server, listener))
         stack.push_async_callback(app.state.service.stop)
@@ -118,11 +121,11 @@ async def _drain(service: Service, drain_s: float, stop: asyncio.Event) -> None:
         logger.warning("closing with answers open")
 
 
-def _config(app: Starlette, max_frame_bytes: int) -> uvicorn.Config:
+def _config(app: Starlette, max_frame_bytes: int, outbox: Outbox | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpProtocol,
-        ws=partial(FrameProtocol, outbox=Outbox()),  # type: ignore[arg-type]  # uvicorn only calls it
+        ws=partial(FrameProtocol, outbox=outbox),  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,

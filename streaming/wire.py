@@ -3,8 +3,8 @@
 Handshake, reading, pings and close stay uvicorn's. A handler asks for a `frame_sender` and gets the short way
 where the server runs this protocol, else plain ASGI; the bytes on the wire are the same.
 
-A socket holds at most `MAX_HELD_BYTES` here, as much in the transport's buffer and in the system's, and one frame:
-whoever sends waits for room.
+A socket holds at most `MAX_HELD_BYTES` here, as much in the transport's buffer, in the system's, and in what it handed
+over last, and two frames: whoever sends waits for room.
 What a client sends cannot make it hold more than a message, nor the loop for long: fragments are joined as they come,
 little is read at a time, and a client that floods it with pings without reading the replies is cut off.
 """
@@ -17,7 +17,7 @@ import re
 import socket
 from asyncio.transports import BaseTransport
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.config import Config
@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidMessage, SecurityError
 from websockets.frames import Frame
 
-from .line import MAX_HELD_BYTES, Line, Outbox
+from .line import MAX_HELD_BYTES, Line, Outbox, SettledTransport
 from .protocols.errors import invalid
 
 EXTENSION = "jitney.frames"
@@ -151,6 +151,7 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         self.line.open(transport)
+        self.transport = cast(asyncio.Transport, SettledTransport(self.transport, self.line))
         if hasattr(transport, "max_size"):  # asyncio's own transports
             transport.max_size = READ_BYTES
         connection = transport.get_extra_info("socket")
@@ -165,9 +166,14 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         super().resume_writing()
         self.line.resume()
 
+    def eof_received(self) -> None:
+        """The transport closes itself after this."""
+        self.line.settle()
+        super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
         self.line.close()
+        super().connection_lost(exc)
 
     def handle_cont(self, event: Frame) -> None:
         if not isinstance(self.frames[0], bytearray):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from fnmatch import fnmatch
 from importlib import metadata
@@ -57,6 +60,25 @@ def test_types_are_shipped(name: str) -> None:
 
 def test_no_python_but_the_build_lies_at_the_root() -> None:
     assert list(ROOT.glob("*.py")) == [ROOT / "setup.py"]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "built"), [("-mamx-tile", {"streaming/_sender"}), ("-std=c11", set())], ids=["old", "none"]
+)
+def test_what_a_compiler_cannot_build_is_left_out_alone(refuses: str, built: set[str], tmp_path: Path) -> None:
+    """An old compiler, or one for another processor; and one that builds nothing."""
+    for name in ("setup.py", "pyproject.toml", "README.md", *FOLDERS):
+        (tmp_path / name).symlink_to(ROOT / name)
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *{refuses}*) exit 1;; esac\nexec gcc "$@"\n')
+    compiler.chmod(0o755)
+    lib = tmp_path / "lib"
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", lib, "--build-temp", tmp_path / "temp"],
+        cwd=tmp_path, env=os.environ | {"CC": str(compiler)}, check=True, capture_output=True,
+    )  # fmt: skip
+    found = {path.relative_to(lib / "jitney").as_posix().partition(".")[0] for path in lib.rglob("*.so")}
+    assert found == built
 
 
 def test_the_version_is_the_one_the_changelog_opens_with() -> None:

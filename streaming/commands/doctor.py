@@ -49,6 +49,9 @@ def findings(machine: Machine) -> Iterator[Finding]:
         )
     else:
         yield from _on_cpu(machine)
+    reason = machine.without_sender
+    told = "a thread writes to many at a time" if reason is None else f"the event loop writes: {reason}"
+    yield _ok_or_note(reason is None, "sockets", told)
     path, reason = machine.jitney_cache
     kept = "converted models and choices of kernels"
     told = f"{path}" if reason is None else f"{reason}; {kept} are not kept; set JITNEY_CACHE"

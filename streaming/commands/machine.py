@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ...runtime.process import num_cores, short_spins
+from ..sender import without_sender
 
 COMPILERS = ("cc", "gcc", "clang")
 
@@ -46,6 +47,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     has_int8: bool = False
     without_own_kernels: str | None = None
     """Why torch computes what they could; None: they do."""
+    without_sender: str | None = None
+    """Why the event loop writes to sockets; None: a thread does."""
     num_cores: int = 1
     free_bytes: int = 0
     compiler: str | None = None
@@ -90,6 +93,7 @@ def _with_torch(machine: Machine, root: Path) -> Machine:
         has_bfloat16=has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         has_int8=has_onednn and bool(cpu._is_vnni_supported()),
         without_own_kernels=library().reason or None,
+        without_sender=without_sender(),
         free_bytes=free_memory(),
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,30 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from jitney.streaming import sender as sending
+from jitney.streaming import wire
 from jitney.streaming.line import MAX_HELD_BYTES, Line, Outbox
 from jitney.streaming.wire import READ_BYTES, FrameProtocol, frame_sender
 
 TEXTS = ["", "a", "x" * 125, "x" * 126, "é" * 40_000, "x" * 65_535, "x" * 65_536, "😀"]
+
+
+@pytest.fixture(autouse=True, params=["loop", "thread"])
+async def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """Who writes to sockets: the loop does with few of them, and a thread with many."""
+    if request.param == "loop":
+        yield "loop"
+        return
+    monkeypatch.setattr(sending, "FEWEST_CORES", 1)
+    monkeypatch.setattr("jitney.streaming.line.FEW", 1)
+    sender = sending.open_sender()
+    assert sender is not None
+    monkeypatch.setattr(wire, "Outbox", partial(Outbox, sender))
+    yield "thread"
+    sender.close()
+
+
+by_the_loop = pytest.mark.parametrize("way", ["loop"], indirect=True)
 
 
 @asynccontextmanager
@@ -87,6 +108,7 @@ async def test_deflate_takes_the_plain_way() -> None:
         assert len(await everything(url)) > sum(map(len, TEXTS))
 
 
+@by_the_loop
 async def test_frames_of_one_turn_go_out_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
     flush = Line.flush
@@ -144,6 +166,7 @@ async def test_reading_goes_on_up_to_the_second_message_that_waits() -> None:
     assert received == ["one", "two", "three"]
 
 
+@by_the_loop
 async def test_connections_of_a_server_send_in_one_callback_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -207,6 +230,33 @@ async def test_a_client_that_does_not_read_holds_a_bounded_amount_and_its_sender
             held = line._transport.get_write_buffer_size() + line.held_bytes
             assert held <= 2 * MAX_HELD_BYTES + 2000
         await asyncio.wait_for(left.wait(), 60)
+
+
+async def test_who_has_said_all_still_hears_the_rest(way: str) -> None:
+    """A client that ends its side while a long frame is on its way to it."""
+    sent = asyncio.Event()
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive()
+        line = websocket.scope["extensions"]["jitney.frames"]["sender"]
+        connection = line._transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        line.put_frame(b"x" * 60_000)
+        sent.set()
+        with suppress(WebSocketDisconnect):
+            await websocket.receive_text()
+
+    async with serving(handler) as url, RawWebSocket(url) as ws:
+        ws.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        ws.write(frame(TEXT, b"go"))
+        await sent.wait()
+        ws.writer.write_eof()
+        await asyncio.sleep(0)
+        ws.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await asyncio.wait_for(ws.reader.readexactly(60_004), 60) == frame(
+            TEXT, b"x" * 60_000, masked=False
+        )
 
 
 BIG = 100_001

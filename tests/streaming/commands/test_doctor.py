@@ -61,6 +61,13 @@ def test_a_sound_card_has_no_complaint() -> None:
         ({"card": None, "triton": None}, "triton", "FAIL", "pip install triton"),
         (CPU, "own kernels", "ok", "compute the whole step"),
         (CPU | {"without_own_kernels": "no amx_tile"}, "own kernels", "note", "torch computes: no amx_tile"),
+        (CPU, "sockets", "ok", "a thread writes to many at a time"),
+        (
+            CPU | {"without_sender": "no C compiler"},
+            "sockets",
+            "note",
+            "the event loop writes: no C compiler",
+        ),
         (CPU | {"has_bfloat16": False}, "linear layers", "note", "float32"),
         (CPU | {"has_int8": False, "compiler": None}, "int8", "note", "VNNI"),
     ],
