@@ -65,7 +65,9 @@ def test_no_python_but_the_build_lies_at_the_root() -> None:
 @pytest.mark.parametrize(
     ("refuses", "built"), [("-mamx-tile", {"streaming/_sender"}), ("-std=c11", set())], ids=["old", "none"]
 )
-def test_what_a_compiler_cannot_build_is_left_out_alone(refuses: str, built: set[str], tmp_path: Path) -> None:
+def test_what_a_compiler_cannot_build_is_left_out_alone(
+    refuses: str, built: set[str], tmp_path: Path
+) -> None:
     """An old compiler, or one for another processor; and one that builds nothing."""
     for name in ("setup.py", "pyproject.toml", "README.md", *FOLDERS):
         (tmp_path / name).symlink_to(ROOT / name)
