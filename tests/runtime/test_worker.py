@@ -145,6 +145,33 @@ def test_who_comes_before_a_quiet_moment_does_not_wait_for_what_is_made_ready() 
     assert calls == []
 
 
+def test_things_are_made_ready_one_after_the_other_until_somebody_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, story, waits = Stage(), list[str](), list[float | None]()
+    drain = stage.inbox.drain
+
+    def drained(*, wait: bool, patience_s: float | None = None) -> list[Command]:
+        waits.append(patience_s if wait else 0)
+        commands = drain(wait=wait, patience_s=0.001 if wait and patience_s == worker.QUIET_S else 60)
+        story.extend(["came"] * len(commands))
+        return commands
+
+    def prepare() -> bool:
+        story.append("ready")
+        if story == ["ready"] * 3:
+            stage.inbox.put(request("a", tokens=1))
+            stage.inbox.put(Stop())
+        return True
+
+    monkeypatch.setattr(stage.inbox, "drain", drained)
+    stage.step.prepare = prepare  # type: ignore[method-assign]
+    stage.worker.start()
+    stage.until(finished("nobody"))
+    assert story == ["ready", "ready", "ready", "came", "came"]
+    assert waits == [worker.QUIET_S, 0, 0, 0]
+
+
 def test_what_comes_after_stop_is_never_read() -> None:
     stage = Stage()
     assert stage.play(Stop(), request("a")) == []
