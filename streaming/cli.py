@@ -37,7 +37,7 @@ class Jitney(Commands):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # their names; who wants one calls this:
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names, until one is asked for
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS and self.commands[cmd_name] is None:
