@@ -18,6 +18,9 @@ MAX_GATED_ROWS = 256
 """Up to here a product that activates what it has computed beats the library's and a launch for that; of large weights
 up to half, since a tile's rows that nobody needs cost more than the launch."""
 
+MOST_NARROWED = 4096
+"""Columns of a row that programs narrow for themselves."""
+
 ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 """Numbers of rows that have a choice of their own; fewer rows take the next one's."""
 
@@ -49,6 +52,11 @@ class Task(NamedTuple):
         return 16 if self.weight_only else self.weight_bits
 
     @property
+    def can_narrow(self) -> bool:
+        """Whether a kernel may narrow the row, multiply it, and activate or add."""
+        return self.num_rows == 1 and self.bits == 8 and self.num_inputs <= MOST_NARROWED
+
+    @property
     def bucket(self) -> int:
         return next((rows for rows in ROW_BUCKETS if self.num_rows <= rows), self.num_rows)
 
@@ -64,13 +72,15 @@ class Task(NamedTuple):
         return f"{self.num_outputs}x{self.num_inputs}-{kind}-m{self.bucket}{extras}"
 
     def stored_as(self, kind: Stored) -> Task:
-        """The same with another weight; in fp8 norms and activations are launches of their own."""
+        """The same with another weight; in fp8 norms are not told apart, and activations are launches of their own but
+        where the row is narrowed by the product."""
         if kind == "bf16":
             return self
         if kind == "int8":
             return self._replace(weight_bits=8, weight_only=True)
+        task = self._replace(weight_bits=8, normed=False)
         outputs = self.num_outputs * (2 if self.gated else 1)
-        return self._replace(num_outputs=outputs, weight_bits=8, normed=False, gated=False)
+        return task if task.can_narrow else task._replace(num_outputs=outputs, gated=False)
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +89,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pipeline stages of a program, how many columns it asks for before its turn, and whether a norm is a part of it or a
     launch of its own."""
 
-    kind: Literal["gemv", "resident", "product", "library"]
+    kind: Literal["gemv", "narrowing", "resident", "product", "library"]
     block_n: int = 0
     block_k: int = 0
     splits: int = 1
@@ -93,6 +103,8 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether the kernel can run the task's largest number of rows, within the workspace of split products."""
         if self.kind == "gemv":
             return task.num_rows == 1
+        if self.kind == "narrowing":
+            return task.can_narrow
         if self.kind == "resident":
             return task.bucket <= self.rows and task.weight_bits > 8
         tiles = -(-task.bucket // self.rows) * -(-task.num_outputs // max(1, self.block_n))
@@ -132,7 +144,7 @@ def default_choice(task: Task) -> Choice:
     if measured is not None:
         return measured
     if task.num_rows == 1:
-        return _gemv(task)
+        return _narrowing(task) if task.can_narrow and task.num_outputs <= 1 << 15 else _gemv(task)
     if task.weight_bits == 32:
         return LIBRARY
     return _of_few_rows(task) if task.num_rows <= MAX_SKINNY_ROWS else _of_many_rows(task)
@@ -172,7 +184,9 @@ def candidates(task: Task) -> list[Choice]:
     """The default first, then its neighbours, then the library: what a tuner measures."""
     default = default_choice(task)
     found = [default]
-    if default.kind == "gemv":
+    if task.can_narrow and task.gated:
+        return found
+    if default.kind in ("gemv", "narrowing"):
         found += [_gemv_of(task, rows, columns) for rows in (2, 4) for columns in (512, 1024, 2048)]
     if task.bits == 8 and task.num_rows <= MAX_SKINNY_ROWS:
         found += [_product(task, *tile, splits) for tile in NARROW_TILES for splits in (1, 2, 4)]
@@ -199,6 +213,16 @@ def _gemv_of(task: Task, rows: int, columns: int) -> Choice:
     columns = min(columns, _power_of_two(task.num_inputs))
     warps = max(1, columns * min(task.weight_bits, 16) // 4096)
     return Choice("gemv", rows, columns, warps=warps, fuses_norm=True)
+
+
+def _narrowing(task: Task) -> Choice:
+    """The whole row in the registers of a program, 16 to 32 values for each thread."""
+    columns = _power_of_two(task.num_inputs)
+    if task.added:
+        return Choice("narrowing", 4, columns, warps=max(1, columns // 512), fuses_norm=True)
+    return Choice(
+        "narrowing", 1 if task.gated else 2, columns, warps=max(1, columns // 1024), fuses_norm=True
+    )
 
 
 def _rests(task: Task) -> bool:

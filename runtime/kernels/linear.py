@@ -6,9 +6,9 @@ projection into the residual stream), `norm_up` (gate, up and activation), `line
 the device and nothing is allocated, so every call may be captured in a graph.
 
 Where the weight is e4m3 its rows go in with eight bits too, whatever their number: the norm or activation before it
-writes them so, or a launch that does nothing else. An int8 weight is read in eight bits and no more. In deterministic
-mode every product is the same kernel with the same blocks whatever the number of rows, so a row's result does not
-depend on its neighbours, bit for bit.
+writes them so, or a launch that does nothing else, or, of one row, the product itself. An int8 weight is read in eight
+bits and no more. In deterministic mode every product is the same kernel with the same blocks whatever the number of
+rows, so a row's result does not depend on its neighbours, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .choice import LIBRARY, Choice, Task, default_choice, fixed_choice
 from .dependent import can_depend
 from .gemv import gemv
 from .narrow import Rows
+from .narrowing import narrowing
 from .norm import Norm, norm
 from .product import product
 from .resident import resident
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 PRECISION = "interpreted" if triton.knobs.runtime.interpret else "ieee"
 """A parameter of the kernels and not a constant beside them: the keys of Triton's cache would depend on the order in
 which kernels that share such a constant are first used."""
+
+
+WARPS = 16
+"""Of programs that narrow a row, on each multiprocessor."""
 
 
 class Extras(NamedTuple):
@@ -67,7 +72,7 @@ class Linears:
         self.tuned = {} if tuned is None else dict(tuned)
         self.wide: WideProducts | None = None
         self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
-        self._pdl = can_depend(device)
+        self._pdl, self._processors = can_depend(device), _processors(device)
 
     @property
     def scratch(self) -> Tensor:
@@ -87,8 +92,11 @@ class Linears:
         """x [M, H]; gives [M, I], until the next call of this: activation(gate) * up of norm(x), weight [2 * I, H] with
         the gates first; or, where not gated, activation(up), weight [I, H]."""
         width = weight.num_outputs // (2 if gated else 1)
-        if not weight.narrows:
-            out = self._buffer("activated", len(x), width)
+        if (
+            not weight.narrows
+            or self.choice(Task(width, x.size(1), len(x), 8, gated=gated)).kind == "narrowing"
+        ):
+            out = self._buffer("ups" if weight.narrows else "activated", len(x), width)
             self._run(Rows(x), None, weight, out, Extras(norm, name, gated))
             return Rows(out)
         ups, rows = self._buffer("ups", len(x), weight.num_outputs), self._narrow(len(x), width)
@@ -123,7 +131,8 @@ class Linears:
 
     def _run(self, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras) -> None:
         is_narrow, bits = weight.narrows, weight.values.dtype.itemsize * 8
-        can_fuse = extras.norm is not None and extras.norm.rms and not is_narrow and not self._deterministic
+        has_rms = extras.norm is not None and extras.norm.rms
+        can_fuse = has_rms and not is_narrow and not self._deterministic
         is_widened = weight.scale is not None and not is_narrow
         task = Task(
             out.size(1), x.values.size(1), len(out), bits, can_fuse, extras.gated, extras.add, is_widened
@@ -132,8 +141,9 @@ class Linears:
             return
         choice = self.choice(task)
         is_ready = extras.norm is None and not (is_narrow and x.scale is None)
+        narrows = choice.kind == "narrowing" and (extras.norm is None or has_rms)
         try:
-            if is_ready or (can_fuse and choice.fuses_norm):
+            if is_ready or narrows or (can_fuse and choice.fuses_norm):
                 self._by(choice, x, rows, weight, out, extras)
             else:
                 ready = self._prepared(x.values, extras.norm, rows, len(out), is_narrow=is_narrow)
@@ -162,6 +172,8 @@ class Linears:
     ) -> None:
         if choice.kind == "gemv":
             self._by_gemv(choice, x, rows, weight, out, extras)
+        elif choice.kind == "narrowing":
+            self._by_narrowing(choice, x, rows, weight, out, extras)
         elif choice.kind == "resident":
             self._by_resident(choice, x.values, rows, weight, out, extras)
         elif choice.kind == "product":
@@ -177,6 +189,19 @@ class Linears:
         gemv[(triton.cdiv(n, choice.block_n),)](
             x.values, rows, x.scale, weight.values, weight.scale, weight.bias, norm_weight, out, eps, n,
             x.values.size(1), choice.block_n, choice.block_k,
+            extras.gated, extras.activation, extras.add, self._pdl,
+            num_warps=choice.warps, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _by_narrowing(
+        self, choice: Choice, x: Rows, rows: Tensor | None, weight: Weight, out: Tensor, extras: Extras
+    ) -> None:
+        norm_weight, eps = (None, 0.0) if extras.norm is None else (extras.norm.weight, extras.norm.eps)
+        n = out.size(1)
+        programs = self._processors * max(1, WARPS // choice.warps)
+        narrowing[(min(programs, triton.cdiv(n, choice.block_n)),)](
+            x.values, rows, x.scale, weight.values, weight.scale, weight.bias, norm_weight, out, eps, n,
+            x.values.size(1), choice.block_k, choice.block_n,
             extras.gated, extras.activation, extras.add, self._pdl,
             num_warps=choice.warps, launch_pdl=self._pdl,
         )  # fmt: skip
@@ -226,3 +251,7 @@ class Linears:
     def _multiply(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> None:
         if add or self.wide is None or not self.wide.computes(x, weight, out):
             torch.addmm(out, x, weight.t(), beta=int(add), out=out)
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,5 +1,5 @@
 """Seconds of a linear layer on this card: many of them in one captured graph, each with weights of its own. Rows that
-go in with eight bits are narrowed before.
+go in with eight bits are narrowed before; one row is narrowed by what is timed.
 
 One weight read again and again would be served from the card's cache; here their sum exceeds it, as a model's does.
 """
@@ -53,7 +53,7 @@ class Stopwatch:
         x = torch.randn(task.num_rows, task.num_inputs, device=self._device).bfloat16()
         out = torch.zeros(task.num_rows, task.num_outputs, device=self._device, dtype=torch.bfloat16)
         norm = Norm(x[0].clone(), None, 1e-5, True)
-        rows = Rows(x) if task.bits == 16 else Rows(*narrowed(x))
+        rows = Rows(x) if task.bits == 16 or task.num_rows == 1 else Rows(*narrowed(x))
 
         def launch() -> None:
             for weight in weights:

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from jitney.runtime.kernels.activation import _activation
 from jitney.runtime.kernels.choice import Choice, Task, default_choice, fixed_choice
 from jitney.runtime.kernels.gemv import gemv
+from jitney.runtime.kernels.narrowing import narrowing
 from jitney.runtime.kernels.norm import _norm
 from jitney.runtime.kernels.product import product
 
@@ -75,6 +76,8 @@ def main(capability: int) -> None:
     kernel(_activation, target, narrow, 3, ACTIVATION="silu", GATED=True, BLOCK=16384)
     one = {"rows": None, "norm": None, "K": K, "BLOCK_N": 4, "BLOCK_K": 512, "warps": 1}
     kernel(gemv, target, BOTH, 1, **PLAIN, **one)
+    one = {"x_scale": None, "rows": None, "K": K, "BLOCK": K, "BLOCK_N": 2, "warps": 4}
+    kernel(narrowing, target, BOTH | {"x": "*bf16", "norm": "*bf16"}, 1, **PLAIN, **one)
     many = fixed_choice(Task(K, K, 200, 8))
     choices = [default_choice(Task(K, K, 64, 8)), default_choice(Task(7 * K, K, 64, 8)), many]
     shared = [multiplying(choice, target, BOTH, **PLAIN) for choice in choices]

@@ -23,6 +23,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 K, N = 192, 48
 
 GEMV = Choice("gemv", block_n=8, block_k=64, warps=2, fuses_norm=True)
+NARROWING = Choice("narrowing", block_n=4, block_k=256, warps=2, fuses_norm=True)
 RESIDENT = Choice("resident", block_n=16, block_k=128, splits=2, warps=2, rows=16, fuses_norm=True)
 NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
@@ -56,9 +57,9 @@ def wide(rows: Rows) -> Tensor:
     return rows.values if rows.scale is None else rows.values.float() * rows.scale[:, None]
 
 
-def activated(ups: Tensor, name: str, kind: str, dtype: torch.dtype, *, gated: bool) -> Tensor:
-    """As they go into the next product."""
-    if kind != "fp8":
+def activated(ups: Tensor, name: str, dtype: torch.dtype, *, gated: bool, narrow: bool) -> Tensor:
+    """As they go into the next product, or, where that narrows its row itself, to it."""
+    if not narrow:
         return activation_reference(ups, name, gated=gated).to(dtype)
     return wide(Rows(*narrowed(activation_reference(ups.to(dtype), name, gated=gated)))).to(dtype)
 
@@ -90,9 +91,10 @@ KINDS = [
 CASES = [
     (kind, dtype, choice, rows)
     for (kind, dtype), choice, rows in itertools.product(
-        KINDS, (GEMV, RESIDENT, NORMED, TILED, SPLIT, LIBRARY), (1, 3, 21)
+        KINDS, (GEMV, NARROWING, RESIDENT, NORMED, TILED, SPLIT, LIBRARY), (1, 3, 21)
     )
-    if (rows == 1) == (choice is GEMV)
+    if (rows == 1) == (choice in (GEMV, NARROWING))
+    and not (choice is NARROWING and kind != "fp8")
     and not (choice.kind == "resident" and (rows > 16 or kind != "plain"))
     and not (choice is LIBRARY and (kind == "int8" or (kind, dtype) == ("fp8", torch.float32)))
 ]
@@ -102,6 +104,7 @@ CASES = [
 def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, rows: int) -> None:
     """In eight bits a norm or activation that is rounded otherwise may be narrowed to the next value."""
     linears, x, norm = Fixed(choice, dtype), drawn(rows, K, dtype=dtype), rms(dtype)
+    is_narrow = kind == "fp8" and choice is not NARROWING
     w, tolerance = weight(kind, N, dtype, bias=rows != 3), 2e-2 if kind == "fp8" else None
     out = blank(rows, N, dtype=dtype)
     linears.linear(Rows(x), w, out)
@@ -113,24 +116,26 @@ def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, r
     linears.linear_add(Rows(x), w, residual)
     assert close(residual, expected)
     ups = product_reference(norm_reference(x, norm), w)
-    expected = activated(ups, "gelu", kind, dtype, gated=False)
-    assert close(wide(linears.norm_up(x, norm, w, "gelu", gated=False)).to(dtype), expected, tolerance)
+    found = linears.norm_up(x, norm, w, "gelu", gated=False)
+    assert (found.scale is not None) == is_narrow
+    expected = activated(ups, "gelu", dtype, gated=False, narrow=is_narrow)
+    assert close(wide(found).to(dtype), expected, tolerance)
     w = weight(kind, 2 * N, dtype, bias=rows != 3)
     ups = product_reference(norm_reference(x, norm), w)
-    expected = activated(ups, "silu", kind, dtype, gated=True)
+    expected = activated(ups, "silu", dtype, gated=True, narrow=is_narrow)
     assert close(wide(linears.norm_up(x, norm, w, "silu", gated=True)).to(dtype), expected, tolerance)
 
 
-@pytest.mark.parametrize("choice", [GEMV, RESIDENT, SPLIT, LIBRARY])
+@pytest.mark.parametrize("choice", [GEMV, NARROWING, RESIDENT, SPLIT, LIBRARY])
 def test_rows_are_chosen_by_index(choice: Choice) -> None:
     dtype = torch.bfloat16
     linears, x, norm, w = (
         Fixed(choice, dtype),
         drawn(9, K, dtype=dtype),
         rms(dtype),
-        weight("plain", N, dtype),
+        weight("fp8" if choice is NARROWING else "plain", N, dtype),
     )
-    rows = torch.tensor([7] if choice is GEMV else [7, 0, 7], dtype=torch.int32, device=DEVICE)
+    rows = torch.tensor([7] if choice in (GEMV, NARROWING) else [7, 0, 7], dtype=torch.int32, device=DEVICE)
     out = blank(len(rows), N, dtype=dtype)
     linears.norm_linear(x, norm, w, out, rows)
     assert close(out, product_reference(norm_reference(x, norm, rows), w).to(dtype))
@@ -176,7 +181,7 @@ def test_in_eight_bits_a_row_gives_the_same_for_every_number_of_rows(determinist
     dtype, counts = torch.bfloat16, (1, 3, 64, 65, 200)
     linears = Linears(DEVICE, dtype, max_tokens=200, widths=WIDTHS, deterministic=deterministic)
     kinds = {linears.choice(Task(N, K, count, 8)).kind for count in counts}
-    assert kinds == ({"product"} if deterministic else {"gemv", "product", "library"})
+    assert kinds == ({"product"} if deterministic else {"narrowing", "product", "library"})
     x, norm, up, down = (
         drawn(200, K, dtype=dtype),
         rms(dtype),
@@ -192,6 +197,36 @@ def test_in_eight_bits_a_row_gives_the_same_for_every_number_of_rows(determinist
     for found in results[:-1]:
         expected = results[-1][: len(found)]
         assert torch.equal(found, expected) if deterministic else close(found, expected, 1e-2)
+
+
+def test_in_eight_bits_one_row_is_narrowed_by_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the norm, nor the activation, nor a launch that does only that."""
+    dtype = torch.bfloat16
+    linears, x, norm = (
+        Linears(DEVICE, dtype, max_tokens=1, widths=WIDTHS),
+        drawn(1, K, dtype=dtype),
+        rms(dtype),
+    )
+    up, down = weight("fp8", 2 * N, dtype), Weight(*narrowed_weight(drawn(K, N, dtype=dtype)))
+    ups = product_reference(norm_reference(x, norm), up)
+    expected = x + product_reference(activated(ups, "silu", dtype, gated=True, narrow=False), down)
+    monkeypatch.setattr(linears, "_prepared", None)
+    linears.linear_add(linears.norm_up(x, norm, up, "silu", gated=True), down, x)
+    assert close(x.float(), expected, 1e-2)
+
+
+def test_in_eight_bits_a_layer_norm_narrows_the_row_before() -> None:
+    dtype = torch.bfloat16
+    linears, x, w = (
+        Linears(DEVICE, dtype, max_tokens=1, widths=WIDTHS),
+        drawn(1, K, dtype=dtype),
+        weight("fp8", N, dtype),
+    )
+    norm = Norm(drawn(K, dtype=dtype, seed=3), drawn(K, dtype=dtype, seed=4), 1e-5, False)
+    assert linears.choice(Task(N, K, 1, 8)).kind == "narrowing"
+    out = blank(1, N, dtype=dtype)
+    linears.norm_linear(x, norm, w, out)
+    assert close(out, product_reference(norm_reference(x, norm), w).to(dtype), 2e-2)
 
 
 def test_in_eight_bits_what_torch_has_no_product_for_is_multiplied_by_the_fixed_one() -> None:
