@@ -52,6 +52,10 @@ def findings(machine: Machine) -> Iterator[Finding]:
     reason = machine.without_sender
     told = "a thread writes to many at a time" if reason is None else f"the event loop writes: {reason}"
     yield _ok_or_note(reason is None, "sockets", told)
+    reason = machine.without_bytecode
+    anew = "every start compiles Python's sources again, for seconds; `python -m compileall -q SITE-PACKAGES` ends that"
+    told = "Python's, kept from start to start" if reason is None else f"{reason}: {anew}"
+    yield _ok_or_note(reason is None, "bytecode", told)
     path, reason = machine.jitney_cache
     kept = "converted models and choices of kernels"
     told = f"{path}" if reason is None else f"{reason}; {kept} are not kept; set JITNEY_CACHE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +50,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Why torch computes what they could; None: they do."""
     without_sender: str | None = None
     """Why the event loop writes to sockets; None: a thread does."""
+    without_bytecode: str | None = None
+    """Why Python compiles torch's sources at every start; None: it has kept what it compiled."""
     num_cores: int = 1
     free_bytes: int = 0
     compiler: str | None = None
@@ -94,6 +97,7 @@ def _with_torch(machine: Machine, root: Path) -> Machine:
         has_int8=has_onednn and bool(cpu._is_vnni_supported()),
         without_own_kernels=library().reason or None,
         without_sender=without_sender(),
+        without_bytecode=without_bytecode(torch.__spec__.cached),
         free_bytes=free_memory(),
     )
 
@@ -120,6 +124,13 @@ def _card(root: Path) -> Card:
         has_choices=choices.is_file(),
         kernels=this_card().file_name,
     )
+
+
+def without_bytecode(cached: str | None) -> str | None:
+    """Why a module that was imported is not at `cached`, its spec's place for bytecode, or None."""
+    if cached is None or Path(cached).is_file():
+        return None
+    return "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else unwritable(Path(cached).parent)
 
 
 def unwritable(directory: Path) -> str | None:

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from jitney.streaming.commands import doctor as doctor_module
 from jitney.streaming.commands.doctor import findings
-from jitney.streaming.commands.machine import Card, Machine, this_machine, unwritable
+from jitney.streaming.commands.machine import Card, Machine, this_machine, unwritable, without_bytecode
 
 Jitney = Callable[..., Result]
 
@@ -62,6 +62,13 @@ def test_a_sound_card_has_no_complaint() -> None:
         (CPU, "own kernels", "ok", "compute the whole step"),
         (CPU | {"without_own_kernels": "no amx_tile"}, "own kernels", "note", "torch computes: no amx_tile"),
         (CPU, "sockets", "ok", "a thread writes to many at a time"),
+        (CPU, "bytecode", "ok", "kept from start to start"),
+        (
+            {"without_bytecode": "PYTHONDONTWRITEBYTECODE is set"},
+            "bytecode",
+            "note",
+            "is set: every start compiles",
+        ),
         (
             CPU | {"without_sender": "no C compiler"},
             "sockets",
@@ -97,3 +104,16 @@ def test_whether_a_directory_can_be_written(tmp_path: Path) -> None:
     assert unwritable(tmp_path / "not" / "there" / "yet") is None
     (tmp_path / "file").write_text("")
     assert "file" in (unwritable(tmp_path / "file") or "")
+
+
+def test_bytecode_is_missed_where_python_may_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.pyc"
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    assert without_bytecode(str(kept)) == "PYTHONDONTWRITEBYTECODE is set"
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    (tmp_path / "file").write_text("")
+    assert "file" in (without_bytecode(str(tmp_path / "file" / "kept.pyc")) or "")
+    kept.write_text("")
+    assert without_bytecode(str(kept)) is None
