@@ -9,10 +9,8 @@ from .sizes import CHUNK_ROWS, PAGE_TOKENS, Pass, Sizes
 
 TOKEN_BUCKETS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LARGE = (6144, 8192)
-"""Tokens of a pass with chunks and a graph, its decoding rows among them. Launched one by one, a pass gives the
-interpreter up some hundred times, and beside a busy loop waits for it each time."""
-FEW_ROWS = 8
-"""That decode beside prompts when an engine has just opened: graphs for more, and large ones, are captured later."""
+"""Tokens of a pass with chunks and a graph, its decoding rows among them; the large ones have theirs later. Launched
+one by one, a pass gives the interpreter up some hundred times, and beside a busy loop waits for it each time."""
 FEW_CHUNKS = 32
 """Chunks of a pass with a graph."""
 LONG_CHUNK = 2048
@@ -73,7 +71,7 @@ class Ladder:
         """Few enough to capture them all: sampled as if some row had cuts."""
         sizes = [(tokens, rows) for rows, many in self.chunk_sizes.items() for tokens in many]
         for tokens, rows in sorted(sizes, reverse=True):
-            if (tokens + rows > TOKEN_BUCKETS[-1] or rows > FEW_ROWS) == later:
+            if (tokens + rows > TOKEN_BUCKETS[-1]) == later:
                 yield Pass(rows, tokens, FEW_CHUNKS, True, False)
 
     def launched(self) -> Iterator[Pass]:
