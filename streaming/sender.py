@@ -16,10 +16,10 @@ import logging
 import os
 from collections import deque
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from ..runtime.extension import Signatures, built, declared
 from ..runtime.process import num_cores
 
 FEWEST_CORES = 4
@@ -27,6 +27,15 @@ FEW = 8
 """So many sockets are written to sooner than a thread is woken."""
 MOST = 4096
 """Jobs given at a time, and not asked for: a quarter of what the library remembers."""
+SIGNATURES: Signatures = {
+    "open": (c_void_p, [c_int]),
+    "give": (None, [c_void_p, c_int64, POINTER(c_int), POINTER(c_char_p), POINTER(c_int64)]),
+    "done": (c_int64, [c_void_p]),
+    "cut": (c_int64, [c_void_p]),
+    "sent": (c_int64, [c_void_p, c_int64]),
+    "wait": (None, [c_void_p, c_int64]),
+    "close": (None, [c_void_p]),
+}
 
 logger = logging.getLogger("jitney.streaming")
 
@@ -58,7 +67,8 @@ class Sender:
     def __init__(self, path: Path) -> None:
         """Raises `OSError` where the library or its thread cannot be had."""
         self._loop = asyncio.get_running_loop()
-        self._quick, self._waiting = _declared(ctypes.PyDLL(str(path))), _declared(ctypes.CDLL(str(path)))
+        self._quick = declared(ctypes.PyDLL(str(path)), "jitney_sender", SIGNATURES)
+        self._waiting = declared(ctypes.CDLL(str(path)), "jitney_sender", SIGNATURES)
         self._heard, bell = os.pipe()
         os.set_blocking(self._heard, False)
         os.set_blocking(bell, False)
@@ -147,21 +157,4 @@ def without_sender() -> str | None:
 
 
 def _library() -> Path | None:
-    paths = [Path(__file__).with_name(f"_sender{suffix}") for suffix in EXTENSION_SUFFIXES]
-    return next((path for path in paths if path.exists()), None)
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    signatures = {
-        "open": (c_void_p, [c_int]),
-        "give": (None, [c_void_p, c_int64, POINTER(c_int), POINTER(c_char_p), POINTER(c_int64)]),
-        "done": (c_int64, [c_void_p]),
-        "cut": (c_int64, [c_void_p]),
-        "sent": (c_int64, [c_void_p, c_int64]),
-        "wait": (None, [c_void_p, c_int64]),
-        "close": (None, [c_void_p]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, f"jitney_sender_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    return built(Path(__file__).parent, "_sender")

@@ -21,6 +21,7 @@ from ..kernels.decode_attention import DecodeAttention
 from ..kernels.linear import Linears
 from ..kernels.paging import LayerCache
 from ..kernels.prefill_choice import prefill_attention_for
+from ..kernels.processors import num_processors
 from ..kernels.rows import Slotwise, gathered
 from ..kernels.sampling import SamplingLaunches
 from ..kernels.tuned import choices_file, load_choices
@@ -49,8 +50,6 @@ WIDE_CAPABILITY = (9, 0)
 """Of the cards on which wide products were measured."""
 TOLD_GRAPHS = 10
 """Between two lines of the log."""
-INTERPRETED_PROCESSORS = 2
-"""What Triton's interpreter is taken to have: every program costs it time."""
 
 KvScales = Sequence[tuple[float, float]]
 
@@ -84,7 +83,9 @@ def open_cuda_step(
         else torch.bfloat16
     )
     free_bytes = torch.cuda.mem_get_info(device)[0]
-    plan = plan_device(model, config, free_bytes, value_bytes=dtype.itemsize, processors=_processors(device))
+    plan = plan_device(
+        model, config, free_bytes, value_bytes=dtype.itemsize, processors=num_processors(device)
+    )
     logger.info("%s", ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan.parts.items()))
     kernels = kernels or Kernels()
     kernels.choices = kernels.choices or load_choices(
@@ -196,13 +197,13 @@ def _kernels(
         deterministic=deterministic, tuned=choices,
     )  # fmt: skip
     if dtype == torch.bfloat16 and not deterministic and _capability(device) == WIDE_CAPABILITY:
-        linears.wide = wide_products(linears.scratch, _processors(device))
+        linears.wide = wide_products(linears.scratch, num_processors(device))
     decode = None
     if not deterministic:
         rows = sizes.row_buckets[-1]
         decode = DecodeAttention(
             rows, model.num_heads, model.num_kv_heads, model.head_dim, PAGE_TOKENS, device,
-            stored=caches[0].pool.dtype, windows=model.windows, processors=_processors(device),
+            stored=caches[0].pool.dtype, windows=model.windows, processors=num_processors(device),
         )  # fmt: skip
     prefill = prefill_attention_for(
         device, dtype, caches[0].pool.dtype, model.head_dim, deterministic=deterministic
@@ -213,12 +214,6 @@ def _kernels(
 
 def _capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _check(config: EngineConfig, capability: tuple[int, int]) -> None:

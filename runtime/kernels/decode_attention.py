@@ -28,6 +28,7 @@ from .assembly import fetch_early, page_at, widened
 from .decode_plan import PLAN_WORDS, DecodePlan, first_seen
 from .dependent import can_depend
 from .paging import LayerCache, Rotary
+from .processors import num_processors
 from .rope_write import paired, quantized, turned
 from .workspace import allocated, for_decode_attention, group_rows, most_programs, padded_dim, spread
 
@@ -248,7 +249,7 @@ class DecodeAttention:
         self._keys = head_dim, stored.itemsize
         self._programs = programs
         if processors is None:
-            processors = 1 if programs else torch.cuda.get_device_properties(device).multi_processor_count
+            processors = 1 if programs else num_processors(device)
         self._processors = processors
         most = programs or most_programs(*self._keys, processors)
         self._plans = {window: DecodePlan(num_kv_heads, page, most, window, device) for window in windows}

@@ -28,6 +28,7 @@ from .gemv import gemv
 from .narrow import Rows
 from .narrowing import narrowing
 from .norm import Norm, norm
+from .processors import num_processors
 from .product import product
 from .resident import resident
 from .weight import Weight
@@ -72,7 +73,7 @@ class Linears:
         self.tuned = {} if tuned is None else dict(tuned)
         self.wide: WideProducts | None = None
         self._buffers = allocated(for_linears(str(dtype).removeprefix("torch."), max_tokens, widths), device)
-        self._pdl, self._processors = can_depend(device), _processors(device)
+        self._pdl, self._processors = can_depend(device), num_processors(device)
 
     @property
     def scratch(self) -> Tensor:
@@ -251,7 +252,3 @@ class Linears:
     def _multiply(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool) -> None:
         if add or self.wide is None or not self.wide.computes(x, weight, out):
             torch.addmm(out, x, weight.t(), beta=int(add), out=out)
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -8,16 +8,25 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_int, c_int64, c_void_p
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import msgspec
 
+from ..extension import Signatures, built, declared
 from .records import BatchRecord, ModelRecord
 
 FLAGS = frozenset("fma avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_tile amx_bf16 amx_int8".split())
 """What the processor must have, as Linux names it: what setup.py compiles for."""
 PROCESSOR = Path("/proc/cpuinfo")
+
+SIGNATURES: Signatures = {
+    "tiles": (c_int, []),
+    "pack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
+    "open": (c_void_p, [POINTER(ModelRecord), c_int]),
+    "close": (None, [c_void_p]),
+    "forward": (c_int, [c_void_p, POINTER(BatchRecord)]),
+    "logits": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
+}
 
 
 class Library(msgspec.Struct, frozen=True):
@@ -33,12 +42,11 @@ def library() -> Library:
     missing = sorted(FLAGS - processor_flags())
     if missing:
         return Library(None, f"the processor has no {', '.join(missing)}")
-    paths = [Path(__file__).with_name(f"kernels{suffix}") for suffix in EXTENSION_SUFFIXES]
-    path = next((path for path in paths if path.exists()), None)
+    path = built(Path(__file__).parent, "kernels")
     if path is None:
         return Library(None, "they were not built: no C compiler for them when jitney was installed")
     try:
-        kernels = _declared(ctypes.CDLL(str(path)))
+        kernels = declared(ctypes.CDLL(str(path)), "jitney", SIGNATURES)
     except (OSError, AttributeError) as error:
         return Library(None, f"{path}: {error}")
     if not kernels.jitney_tiles():
@@ -52,18 +60,3 @@ def processor_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())
-
-
-def _declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
-    signatures = {
-        "tiles": (c_int, []),
-        "pack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
-        "open": (c_void_p, [POINTER(ModelRecord), c_int]),
-        "close": (None, [c_void_p]),
-        "forward": (c_int, [c_void_p, POINTER(BatchRecord)]),
-        "logits": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(kernels, f"jitney_{name}")
-        function.restype, function.argtypes = result, arguments
-    return kernels

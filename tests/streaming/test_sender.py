@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ async def test_closing_it_writes_what_was_given(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("cores", "suffixes", "why"),
     [
-        (3, module.EXTENSION_SUFFIXES, "a thread for it needs 4 cores"),
+        (3, EXTENSION_SUFFIXES, "a thread for it needs 4 cores"),
         (4, [".nowhere"], "no C compiler when jitney was installed"),
     ],
 )
@@ -116,7 +117,7 @@ async def test_without_cores_or_library_lines_write_for_themselves(
     caplog.set_level("INFO")
     monkeypatch.setattr(module, "FEWEST_CORES", 4)
     monkeypatch.setattr(module, "num_cores", lambda: cores)
-    monkeypatch.setattr(module, "EXTENSION_SUFFIXES", suffixes)
+    monkeypatch.setattr("jitney.runtime.extension.EXTENSION_SUFFIXES", suffixes)
     assert open_sender() is None and module.without_sender() == why and why in caplog.text
 
 

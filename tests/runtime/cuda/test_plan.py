@@ -14,11 +14,12 @@ pytest.importorskip("triton")
 from card import interpreted
 
 from jitney.runtime.config import EngineConfig
-from jitney.runtime.cuda.open import INTERPRETED_PROCESSORS, build_step
+from jitney.runtime.cuda.open import build_step
 from jitney.runtime.cuda.plan import GRAPH_BYTES, DevicePlan, plan_device, weight_bytes
 from jitney.runtime.cuda.sizes import PAGE_TOKENS
 from jitney.runtime.cuda.step import CudaStep
 from jitney.runtime.errors import CannotServe
+from jitney.runtime.kernels.processors import INTERPRETED
 from jitney.runtime.model.config import ModelConfig
 from jitney.runtime.weights.random_weights import RandomWeights
 
@@ -43,7 +44,7 @@ def model(**changes: Any) -> ModelConfig:
 
 
 def built(shape: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> tuple[DevicePlan, CudaStep]:
-    size = {"value_bytes": dtype.itemsize, "processors": INTERPRETED_PROCESSORS}
+    size = {"value_bytes": dtype.itemsize, "processors": INTERPRETED}
     plan = plan_device(shape, config, FREE, **size)
     return plan, build_step(shape, RandomWeights("m", shape), config, plan, dtype, CPU)
 

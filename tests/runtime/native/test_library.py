@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_an_install_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch, 
     assert found().kernels is None and "no C compiler" in found().reason
 
 
-@pytest.mark.parametrize("suffix", module.EXTENSION_SUFFIXES)
+@pytest.mark.parametrize("suffix", EXTENSION_SUFFIXES)
 def test_a_broken_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str) -> None:
     monkeypatch.setattr(module, "processor_flags", lambda: FLAGS)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "library.py"))
