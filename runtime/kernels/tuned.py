@@ -17,7 +17,7 @@ import msgspec
 
 from .choice import Choice, Task, candidates
 
-KERNEL_VERSION = 2
+KERNEL_VERSION = 3
 """Raised when a kernel changes so that old measurements mislead."""
 LEAST_GAIN = 0.03
 """Less than this is within what two measurements of one kernel differ by."""

@@ -84,7 +84,7 @@ def test_a_step_launches_nothing_that_was_not_rehearsed(quantize: tuple[str, ...
 
 
 def test_the_file_is_named_by_what_it_was_made_for() -> None:
-    assert CARD.file_name == f"{PREFIX}nvidia-h100-80gb-hbm3-sm90-triton3.6.0-torch2.9.1-cu128-v2.bin"
+    assert CARD.file_name == f"{PREFIX}nvidia-h100-80gb-hbm3-sm90-triton3.6.0-torch2.9.1-cu128-v3.bin"
     long = msgspec.structs.replace(CARD, card="NVIDIA " * 40)
     assert len(long.file_name) < 100 and long.file_name != CARD.file_name
 
