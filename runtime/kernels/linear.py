@@ -93,10 +93,8 @@ class Linears:
         """x [M, H]; gives [M, I], until the next call of this: activation(gate) * up of norm(x), weight [2 * I, H] with
         the gates first; or, where not gated, activation(up), weight [I, H]."""
         width = weight.num_outputs // (2 if gated else 1)
-        if (
-            not weight.narrows
-            or self.choice(Task(width, x.size(1), len(x), 8, gated=gated)).kind == "narrowing"
-        ):
+        narrow = Task(width, x.size(1), len(x), 8, gated=gated)
+        if not weight.narrows or (narrow.can_narrow and self.choice(narrow).kind == "narrowing"):
             out = self._buffer("ups" if weight.narrows else "activated", len(x), width)
             self._run(Rows(x), None, weight, out, Extras(norm, name, gated))
             return Rows(out)
