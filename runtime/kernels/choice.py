@@ -87,7 +87,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`library`: torch's product, norm and activation as launches of their own; where torch has no such product, what
     `fixed_choice` says. The others are the files of those names, with their blocks, how many splits of K, the warps and
     pipeline stages of a program, how many columns it asks for before its turn, and whether a norm is a part of it or a
-    launch of its own."""
+    launch of its own; of `narrowing` an RMS norm always is."""
 
     kind: Literal["gemv", "narrowing", "resident", "product", "library"]
     block_n: int = 0
@@ -219,10 +219,8 @@ def _narrowing(task: Task) -> Choice:
     """The whole row in the registers of a program, 16 to 32 values for each thread."""
     columns = _power_of_two(task.num_inputs)
     if task.added:
-        return Choice("narrowing", 4, columns, warps=max(1, columns // 512), fuses_norm=True)
-    return Choice(
-        "narrowing", 1 if task.gated else 2, columns, warps=max(1, columns // 1024), fuses_norm=True
-    )
+        return Choice("narrowing", 4, columns, warps=max(1, columns // 512))
+    return Choice("narrowing", 1 if task.gated else 2, columns, warps=max(1, columns // 1024))
 
 
 def _rests(task: Task) -> bool:

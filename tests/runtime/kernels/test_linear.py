@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 K, N = 192, 48
 
 GEMV = Choice("gemv", block_n=8, block_k=64, warps=2, fuses_norm=True)
-NARROWING = Choice("narrowing", block_n=4, block_k=256, warps=2, fuses_norm=True)
+NARROWING = Choice("narrowing", block_n=4, block_k=256, warps=2)
 RESIDENT = Choice("resident", block_n=16, block_k=128, splits=2, warps=2, rows=16, fuses_norm=True)
 NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
