@@ -18,6 +18,9 @@ MAX_GATED_ROWS = 256
 """Up to here a product that activates what it has computed beats the library's and a launch for that; of large weights
 up to half, since a tile's rows that nobody needs cost more than the launch."""
 
+MIN_WIDE_ROWS = 1024
+"""From here on `wide_gated` beats the library and that launch; with smaller weights from half as many."""
+
 MOST_NARROWED = 4096
 """Columns of a row that programs narrow for themselves."""
 
@@ -89,7 +92,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pipeline stages of a program, how many columns it asks for before its turn, and whether a norm is a part of it or a
     launch of its own; of `narrowing` an RMS norm always is."""
 
-    kind: Literal["gemv", "narrowing", "resident", "product", "library"]
+    kind: Literal["gemv", "narrowing", "resident", "product", "wide_gated", "library"]
     block_n: int = 0
     block_k: int = 0
     splits: int = 1
@@ -100,19 +103,24 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fuses_norm: bool = False
 
     def fits(self, task: Task) -> bool:
-        """Whether the kernel can run the task's largest number of rows, within the workspace of split products."""
+        """Whether the kernel can run the task's largest number of rows, within the workspace of split products; and
+        by tensor descriptors, whose rows are multiples of 16 bytes."""
         if self.kind == "gemv":
             return task.num_rows == 1
         if self.kind == "narrowing":
             return task.can_narrow
         if self.kind == "resident":
             return task.bucket <= self.rows and task.weight_bits > 8
+        if self.kind == "wide_gated":
+            is_even = task.num_inputs % 8 == task.num_outputs % 8 == 0
+            return task.gated and task.weight_bits == 16 and is_even
         tiles = -(-task.bucket // self.rows) * -(-task.num_outputs // max(1, self.block_n))
         elements = tiles * self.rows * self.block_n * (2 if task.gated else 1)
         return self.splits == 1 or (tiles <= TILES and elements * self.splits <= PARTS)
 
 
 LIBRARY = Choice("library")
+WIDE_GATED = Choice("wide_gated", block_n=128, block_k=64, rows=128, warps=8, stages=3)
 
 
 def _split(rows: int, block_n: int, splits: int, stages: int, prefetch: int) -> Choice:
@@ -162,8 +170,12 @@ def _of_few_rows(task: Task) -> Choice:
 def _of_many_rows(task: Task) -> Choice:
     if task.weight_only:
         return _widened(task)
-    most = MAX_GATED_ROWS if task.num_outputs <= 8192 else MAX_GATED_ROWS // 2
-    return _gated(task) if task.gated and task.weight_bits == 16 and task.num_rows <= most else LIBRARY
+    few, many = MAX_GATED_ROWS // 2, MIN_WIDE_ROWS
+    if task.num_outputs <= 8192:
+        few, many = MAX_GATED_ROWS, MIN_WIDE_ROWS // 2
+    if task.gated and task.weight_bits == 16 and task.num_rows <= few:
+        return _gated(task)
+    return WIDE_GATED if task.num_rows >= many and WIDE_GATED.fits(task) else LIBRARY
 
 
 def fixed_choice(task: Task) -> Choice:

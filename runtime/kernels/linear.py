@@ -32,6 +32,7 @@ from .processors import num_processors
 from .product import product
 from .resident import resident
 from .weight import Weight
+from .wide_gated import GROUP, in_blocks, wide_gated
 from .wide_product import WideProducts
 from .workspace import Widths, allocated, for_linears
 
@@ -112,6 +113,8 @@ class Linears:
             return fixed_choice(task)
         tuned = self.tuned.get(task.key)
         found = tuned if tuned is not None and tuned.fits(task) else default_choice(task)
+        if found.kind == "wide_gated" and not self._pdl:
+            found = LIBRARY
         return found if found.kind != "library" or self._has_library(task) else fixed_choice(task)
 
     def _has_library(self, task: Task) -> bool:
@@ -177,6 +180,8 @@ class Linears:
             self._by_resident(choice, x.values, rows, weight, out, extras)
         elif choice.kind == "product":
             self._by_product(choice, x, weight, out, extras)
+        elif choice.kind == "wide_gated":
+            self._by_wide_gated(choice, x.values, weight, out, extras)
         else:
             self._by_library(x, weight, out, extras)
 
@@ -227,6 +232,16 @@ class Linears:
             choice.rows, choice.block_n, choice.block_k, choice.splits, even,
             extras.gated, extras.activation, extras.add, PRECISION, choice.prefetch, self._pdl,
             num_warps=choice.warps, num_stages=choice.stages, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _by_wide_gated(self, choice: Choice, x: Tensor, weight: Weight, out: Tensor, extras: Extras) -> None:
+        (num_rows, n), k, rows, width = out.shape, x.size(1), choice.rows, choice.block_n
+        tiles = triton.cdiv(num_rows, rows) * triton.cdiv(n, width)
+        wide_gated[(min(tiles, self._processors),)](
+            in_blocks(x, rows, choice.block_k), in_blocks(weight.values.view(2, n, k), 2, width, choice.block_k),
+            weight.bias, in_blocks(out, rows, width), num_rows, n, k,
+            rows, width, choice.block_k, GROUP, extras.activation, PRECISION,
+            num_warps=choice.warps, num_stages=choice.stages,
         )  # fmt: skip
 
     def _by_library(self, x: Rows, weight: Weight, out: Tensor, extras: Extras) -> None:

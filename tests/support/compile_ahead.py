@@ -20,6 +20,7 @@ from jitney.runtime.kernels.compilation import Kernels, rehearsed
 from jitney.runtime.kernels.embedding import embedding
 from jitney.runtime.kernels.kernel_file import KernelFile, MadeFor, read_kernels
 from jitney.runtime.kernels.marks import _forget, forget
+from jitney.runtime.kernels.wide_gated import in_blocks, wide_gated
 
 CARD = MadeFor("Some Card 80GB", (9, 0), "3.6.0", "2.9.1+cu128")
 
@@ -38,12 +39,16 @@ class FakeDriver:
         return None
 
 
-def two_kernels() -> None:
+def three_kernels() -> None:
+    """One of them by tensor descriptors, whatever the number of rows."""
     marks, x = torch.zeros(4, 64, dtype=torch.int32), torch.full((3, 64), 7.0)
-    for _ in range(2):
+    weight, many = torch.zeros(2, 64, 64, dtype=torch.bfloat16), torch.full((65, 64), 7.0).bfloat16()
+    for rows in (64, 65):
         forget(marks, 1)
         embedding(torch.zeros(3, dtype=torch.int32), torch.zeros(9, 64), x, None, None)
-    assert (x == 7).all()
+        tiles = [in_blocks(many[:rows], 64, 64), in_blocks(weight, 2, 64, 64)]
+        wide_gated[(1,)](*tiles, None, tiles[0], rows, 64, 64, 64, 64, 64, 1, "silu", "ieee")
+    assert (x == 7).all() and (many == 7).all()
 
 
 def beside() -> None:
@@ -67,7 +72,7 @@ def beside() -> None:
 def main(path: Path, what: str) -> None:
     driver.set_active(FakeDriver())
     kernels = Kernels(read_kernels(path) if what == "bring" else None)
-    counts = [kernels.compile(two_kernels), kernels.compile(two_kernels)]
+    counts = [kernels.compile(three_kernels), kernels.compile(three_kernels)]
     binaries = kernels.binaries()
     if what == "make":
         path.write_bytes(KernelFile(CARD, {}, binaries).encoded())

@@ -39,13 +39,15 @@ def test_measured_choices_stay_within_the_workspace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind"), [(64, "product"), (65, "product"), (256, "product"), (257, "library")]
+    ("rows", "kind"),
+    [(64, "product"), (65, "product"), (256, "product"), (257, "library"), (512, "wide_gated")],
 )
 def test_gates_are_applied_by_the_product_where_that_was_measured_to_be_faster(rows: int, kind: str) -> None:
     task = Task(8192, 2048, rows, 16, normed=True, gated=True)
     choice = default_choice(task)
-    assert choice.kind == kind and (kind == "library" or choice.rows >= rows)
+    assert choice.kind == kind and (kind != "product" or choice.rows >= rows)
     assert default_choice(task._replace(gated=False, added=True, num_rows=200)) == LIBRARY
     large = task._replace(num_outputs=14336, num_rows=2 * rows)
-    assert default_choice(large).kind == ("product" if rows == 64 else "library")
+    assert default_choice(large).kind == {64: "product", 512: "wide_gated"}.get(rows, "library")
+    assert default_choice(large._replace(num_inputs=4095)).kind != "wide_gated"
     assert all(each.fits(task) for each in candidates(task)) and LIBRARY in candidates(task)

@@ -11,7 +11,7 @@ from triton import OutOfResources
 
 from jitney.runtime.kernels.activation import activation_reference
 from jitney.runtime.kernels.choice import Choice, Task
-from jitney.runtime.kernels.linear import Linears
+from jitney.runtime.kernels.linear import Extras, Linears
 from jitney.runtime.kernels.narrow import Rows, narrowed, narrowed_weight
 from jitney.runtime.kernels.norm import Norm, norm_reference
 from jitney.runtime.kernels.weight import Weight, product_reference
@@ -29,6 +29,7 @@ NORMED = Choice("resident", block_n=32, block_k=128, splits=4, rows=16)
 TILED = Choice("product", block_n=32, block_k=32, stages=2, rows=16, prefetch=128)
 SPLIT = Choice("product", block_n=32, block_k=32, splits=2, stages=2, rows=16)
 LIBRARY = Choice("library")
+WIDE_GATED = Choice("wide_gated", block_n=32, block_k=128, rows=32, stages=2)
 WIDTHS = Widths(normed=K, activated=N, ups=K, narrow=K)
 
 
@@ -124,6 +125,18 @@ def test_every_form_is_its_twin(kind: str, dtype: torch.dtype, choice: Choice, r
     ups = product_reference(norm_reference(x, norm), w)
     expected = activated(ups, "silu", dtype, gated=True, narrow=is_narrow)
     assert close(wide(linears.norm_up(x, norm, w, "silu", gated=True)).to(dtype), expected, tolerance)
+
+
+@pytest.mark.parametrize("rows, outputs", [(70, 48), (32, 32), (5, 88)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_gated_product_is_its_twin(rows: int, outputs: int, bias: bool) -> None:
+    """Tiles that are whole and others, in two rounds of two programs."""
+    dtype = torch.bfloat16
+    linears = Linears(DEVICE, dtype, max_tokens=70, widths=Widths(K, outputs, K, K))
+    w, x = weight("plain", 2 * outputs, dtype, bias=bias), drawn(rows, K, dtype=dtype)
+    out = blank(rows, outputs, dtype=dtype)
+    linears._by_wide_gated(WIDE_GATED, x, w, out, Extras(activation="silu", gated=True))
+    assert close(out, activation_reference(product_reference(x, w), "silu", gated=True).to(dtype))
 
 
 @pytest.mark.parametrize("choice", [GEMV, NARROWING, RESIDENT, SPLIT, LIBRARY])
