@@ -114,7 +114,7 @@ class Linears:
         tuned = self.tuned.get(task.key)
         found = tuned if tuned is not None and tuned.fits(task) else default_choice(task)
         if found.kind == "wide_gated" and not self._pdl:
-            found = LIBRARY
+            found = LIBRARY  # older cards have no hardware for tensor descriptors
         return found if found.kind != "library" or self._has_library(task) else fixed_choice(task)
 
     def _has_library(self, task: Task) -> bool:
