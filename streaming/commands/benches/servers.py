@@ -13,10 +13,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryFile
+from typing import IO
 
 from ....runtime.errors import JitneyError
 from ..engine_options import EngineOptions
 from ..settings import ELSEWHERE, PREFIX
+from .process import last_line
 
 START_S = 600.0
 END_S = 20.0
@@ -66,20 +69,23 @@ def vllm_server(model: str, engine: EngineOptions, load_format: str, max_len: in
         "--load-format", "dummy" if load_format == "random" else "auto", "--dtype", engine.dtype,
         "--kv-cache-dtype", engine.kv_dtype, *(("--quantization", engine.quantize) if engine.quantize else ()),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(process, url)
-        yield url
-    finally:
-        _end(process)
+    with TemporaryFile() as said:  # a pipe would fill while nobody reads it
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            _wait(process, url, said)
+            yield url
+        finally:
+            _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, said: IO[bytes]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise JitneyError(f"the server ended with status {process.returncode}")
+            said.seek(0)
+            last = last_line(said.read()) or "it said nothing"
+            raise JitneyError(f"the server ended with status {process.returncode}: {last}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return

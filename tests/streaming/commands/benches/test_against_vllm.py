@@ -107,3 +107,13 @@ def test_served_over_the_same_events(jitney: Jitney, tmp_path: Path) -> None:
         "jitney, sse": 20,
         "vllm, sse": 20,
     }
+
+
+def test_a_server_that_ends_says_why(jitney: Jitney, tmp_path: Path) -> None:
+    (tmp_path / "vllm/entrypoints/cli/main.py").write_text("raise SystemExit('loading\\nno card for this')")
+    workload = ("--random-shape", "tiny", "--clients", 1, "--requests", 1, "--input", 9, "--output", 5)
+    result = jitney(
+        "serve", *workload, "--transport", "sse", "--no-offline", "--threads", 1, "--against", "vllm"
+    )
+    assert result.exit_code == 1
+    assert "the server ended with status 1: no card for this\n" in result.stderr
