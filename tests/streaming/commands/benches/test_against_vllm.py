@@ -115,5 +115,5 @@ def test_a_server_that_ends_says_why(jitney: Jitney, tmp_path: Path) -> None:
     result = jitney(
         "serve", *workload, "--transport", "sse", "--no-offline", "--threads", 1, "--against", "vllm"
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "the server ended with status 1: no card for this\n" in result.stderr
