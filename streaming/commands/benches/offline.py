@@ -187,7 +187,8 @@ def _row(result: Measured, base: Measured) -> list[str]:
 
 
 def _report(job: Job, model: str, results: list[Measured]) -> dict[str, Any]:
-    workload = {key: value for key, value in msgspec.to_builtins(job).items() if key != "engine"}
+    left_out = {"engine"} if job.requests is None else {"engine", "input", "output", "seed"}
+    workload = {key: value for key, value in msgspec.to_builtins(job).items() if key not in left_out}
     return {
         "workload": workload | {"model": model},
         "results": [

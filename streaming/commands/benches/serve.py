@@ -33,14 +33,21 @@ SPARE_TOKENS = 64
 
 
 class Load(msgspec.Struct, frozen=True):
-    """`clients` answers at a time, or `rate` requests a second."""
+    """`clients` answers at a time, or `rate` requests a second; `input` and `output` are tokens of each request."""
 
     clients: int
-    lengths: Lengths
+    requests: int
+    input: int
+    output: int
     lanes: int
     rate: float | None
     vocab_size: int
     limits: Limits
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of the prompt and the answer of each request."""
+        return [(self.input, self.output)] * self.requests
 
     def run(self, url: str, transport: str, name: str, lengths: Lengths, seed: int) -> Served:
         """Split over processes, which begin together; each draws its prompts from a seed of its own, `seed` on."""
@@ -78,9 +85,16 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True):
     token_limit: Annotated[float, typer.Option(min=0, help="Goodput: ms a token after it.")] = 50.0
 
     def load(self, vocab_size: int) -> Load:
-        lengths = [(self.input_length, self.output_length)] * (self.requests or 4 * self.clients)
-        limits = Limits(self.first_limit, self.token_limit)
-        return Load(self.clients, lengths, self.lanes, self.rate, vocab_size, limits)
+        return Load(
+            clients=self.clients,
+            requests=self.requests or 4 * self.clients,
+            input=self.input_length,
+            output=self.output_length,
+            lanes=self.lanes,
+            rate=self.rate,
+            vocab_size=vocab_size,
+            limits=Limits(self.first_limit, self.token_limit),
+        )
 
 
 @with_options
@@ -121,8 +135,7 @@ def serve(
             columns |= _measured(peer, load, ["sse"], against, name)
         settings = engine.settings(load_format) | {"num_threads": threads}
         alone = _alone(path, load, max_rows, settings) if offline and url is None else None
-    prompt, answer = load.lengths[0]
-    title = f"{subject.name}: {len(load.lengths)} requests of {prompt} tokens in, {answer} out"
+    title = f"{subject.name}: {load.requests} requests of {load.input} tokens in, {load.output} out"
     _show(title, load, columns, alone)
     report = {"model": subject.name, "load": load, "served": columns, "offline": alone}
     files.write(report, lambda: _draw(title, columns, alone))
@@ -161,10 +174,9 @@ def _flags(engine: EngineOptions, load_format: str, max_rows: int | None, thread
 
 def _alone(path: str, load: Load, max_rows: int | None, settings: dict[str, Any]) -> float:
     """Output tokens a second of the same list without a server."""
-    prompt, answer = load.lengths[0]
     job = Job(
-        engine="dynamic", model=path, num_requests=len(load.lengths), input=Range(prompt, prompt),
-        output=Range(answer, answer), batch=min(load.clients, max_rows or MOST_ROWS), repeats=1, seed=0,
+        engine="dynamic", model=path, num_requests=load.requests, input=Range(load.input, load.input),
+        output=Range(load.output, load.output), batch=min(load.clients, max_rows or MOST_ROWS), repeats=1, seed=0,
         settings=settings,
     )  # fmt: skip
     module = f"{__package__.rpartition('.')[0]}.measure"

@@ -81,6 +81,8 @@ def test_offline_on_the_same_list(jitney: Jitney, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(path.read_text())
     assert [row["engine"] for row in found["results"]] == ["dynamic", "vllm"]
+    drawn_by = {"input", "output", "seed"}
+    assert found["workload"]["requests"] == "b1" and drawn_by.isdisjoint(found["workload"])
     assert {row["num_tokens"] for row in found["results"]} == {256}
     assert found["results"][1]["versions"]["vllm"] == "0.99" and "vllm 0.99" in result.stdout
 

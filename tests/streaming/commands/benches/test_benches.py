@@ -116,6 +116,9 @@ def test_a_server_under_load_over_both_transports(jitney: Jitney, tmp_path: Path
     assert result.exit_code == 0, result.stderr
     found = json.loads(path.read_text())
     assert set(found["served"]) == {"jitney, ws", "jitney, sse"} and found["offline"] > 0
+    assert {name: found["load"][name] for name in ("clients", "requests", "input", "output", "lanes")} == {
+        "clients": 3, "requests": 5, "input": 12, "output": 7, "lanes": 2,
+    }  # fmt: skip
     for column in found["served"].values():
         assert (column["num_requests"], column["num_tokens"]) == (5, 35)
         assert column["first_ms"]["p50"] <= column["first_ms"]["max"] and column["tokens_per_s"] > 0
@@ -136,7 +139,7 @@ def test_no_prompt_of_a_server_comes_twice(monkeypatch: pytest.MonkeyPatch) -> N
     jobs: list[ClientJob] = []
     saw = Seen(0.0, 1.0, 0.1, [Timed(0.1, 0.1, 2, [0.1])])
     monkeypatch.setattr(serve, "run_clients", lambda asked: jobs.extend(asked) or [saw])
-    load = serve.Load(20, [(16, 2)] * 64, 1, None, 1000, Limits(1.0, 1.0))
+    load = serve.Load(20, 64, 16, 2, 1, None, 1000, Limits(1.0, 1.0))
     serve._measured(nullcontext("http://nowhere"), load, ["ws", "sse"], "jitney", "m")
     prompts = [tuple(prompt) for job in jobs for prompt in lists.drawn(job.lengths, job.vocab_size, job.seed)]
     assert len(prompts) == 2 * (20 + 64) and len(set(prompts)) == len(prompts)
