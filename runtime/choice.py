@@ -9,6 +9,8 @@ from .batch import TokenLogprobs
 from .events import FinishReason
 from .messages import Output
 from .params import SamplingParams
+from .text.detokenizer import ByteDetokenizer
+from .text.pieces import Pieces
 from .text.stops import StopMatcher
 
 
@@ -69,6 +71,13 @@ class Choice:
                 self._text += text
             else:
                 self._show(text)
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """Tokens found there need not be added next: all that they do is to show their text."""
+        detokenizer = self._detokenizer
+        is_at_rest = self._is_plain and not self.num_new and self.finish_reason is None
+        return detokenizer.pieces if is_at_rest and isinstance(detokenizer, ByteDetokenizer) else None
 
     def finish(self, reason: FinishReason, matched: str | int | None = None) -> None:
         """End the choice, with the text that was held back: the end may still complete a stop string."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -22,15 +22,15 @@ from .events import FinishReason
 from .inbox import Inbox
 from .layout import Layout
 from .messages import Cancel, Generate, Look, Output, Report, SchedulerStats, Unpin
-from .observer import Gain, Observer
+from .observer import Observer
 from .params import SamplingParams
 from .queue import RequestQueue
 from .response import Response
 from .retention import Retention
 from .stats import Stats
 
-SWEEP_S = 1.0
-"""Finished responses are not looked at more often than this."""
+SWEEP_S, TELL_S = 1.0, 0.25
+"""Finished responses are looked at, and observers hear what open ones gained, no more often than this."""
 
 logger = logging.getLogger("jitney")
 
@@ -68,9 +68,10 @@ class Dispatcher:
         self._sent_cancels = 0
         self._kept = Retention(max_age_s=config.keep_finished_s, max_bytes=config.keep_finished_bytes)
         self._sweep: asyncio.TimerHandle | None = None
-        self._gains: list[Gain] = []
-        self._num_open = 0
-        self._sent_rows = 0
+        self._sent: dict[Response, None] = {}
+        """Those that the worker has: they may gain something."""
+        self._told_at = -TELL_S
+        self._num_open = self._sent_rows = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def snapshot(self, state: str, step_age_s: float) -> Stats:
@@ -148,7 +149,9 @@ class Dispatcher:
         heard = report.stats.received_cancels
         if self._parting:
             self._parting = {key: number for key, number in self._parting.items() if number > heard}
-        self._tell()
+        if now >= self._told_at + TELL_S:
+            self._told_at = now
+            self._tell(self._sent)
         self._feed()
 
     def find(self, response_id: str) -> Response | None:
@@ -202,10 +205,8 @@ class Dispatcher:
         if response is None or response.log.is_sealed:
             self._late_events += 1
             return
-        choice = response.choices[index]
-        before = choice.num_tokens
         try:
-            if response.take(told, now) if isinstance(told, Output) else response.advance(choice, told, now):
+            if response.take(told, now) if isinstance(told, Output) else response.advance(index, told, now):
                 self._withdraw(response, index)
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -214,17 +215,15 @@ class Dispatcher:
             logger.exception("%s: its text could not be made", response.id)
             self._withdraw(response)
             response.break_off(f"its text could not be made: {type(error).__name__}: {error}")
-        if choice.num_tokens > before:
-            self._gains.append((response, choice.num_tokens - before, response.gap_s))
         if response.log.is_sealed:
             self._over(response)
 
-    def _tell(self) -> None:
-        """Of what a report brought, all at once; and before the end of any."""
-        gains, self._gains = self._gains, []
-        for response, count, _ in gains:
-            self._generated_tokens += count
-            self._queue.charge(response.request.user, count)
+    def _tell(self, responses: Iterable[Response]) -> None:
+        """What these have gained."""
+        gains = [gain for response in responses if (gain := response.gain()).num_tokens]
+        for gain in gains:
+            self._generated_tokens += gain.num_tokens
+            self._queue.charge(gain.response.request.user, gain.num_tokens)
         for observer in self._observers if gains else ():
             observer.advanced(gains)
 
@@ -239,7 +238,9 @@ class Dispatcher:
             self._sent_rows += request.n
             self._prompt_tokens += len(request.prompt)
             self._queue.charge(request.user, len(request.prompt))
-            self._by_key[request.id].dispatched()
+            response = self._by_key[request.id]
+            response.dispatched()
+            self._sent[response] = None
             self._inbox.put(request)
         self._set_timer(self._queue.next_deadline)
 
@@ -257,7 +258,8 @@ class Dispatcher:
 
     def _over(self, response: Response) -> None:
         """Account for a response that has just been sealed, and keep it for those who come back."""
-        self._tell()
+        self._tell([response])
+        self._sent.pop(response, None)
         self._queue.leave(response.request.user)
         self._late_events += response.log.num_discarded
         self._finished.update(response.finish_reasons)

@@ -1,10 +1,11 @@
 """One response's record: append-only, addressed by sequence number, read through cursors. The only buffer there is.
 
 The engine's loop is the only thread that touches a log. A reader is a cursor: resuming is a cursor set back, a second
-reader is a second cursor, and a slow reader is a cursor that lags and gets the deltas it missed merged into one. A
-reader that has read all may take the next entry as it is appended, without a turn of the loop in between. A
-log's length is bounded by what was admitted (max_tokens and log-probabilities), and no more logs grow at a time than
-the engine has rows, so nothing is ever cut from one and no reader slows the engine.
+reader is a second cursor, and a slow reader is a cursor that lags and gets the deltas it missed merged into one. Most
+of a log are pieces, which it shares with others; they become events when they are read. A reader that has read all may
+take them as they are appended, without a turn of the loop in between. A log's length is bounded by what was admitted
+(max_tokens and log-probabilities), and no more logs grow at a time than the engine has rows, so nothing is ever cut
+from one and no reader slows the engine.
 """
 
 from __future__ import annotations
@@ -15,49 +16,89 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 import msgspec
 
 from .events import Event
+from .text.pieces import Piece
 
-Take = Callable[[Event], bool]
-"""Called within `append`, so it must return at once. False: it is not taken, and whoever waits is to be woken."""
-Waiting = tuple[asyncio.Future[None], Take | None]
+Take = Callable[[Sequence[Piece], int], bool]
+"""Of pieces, and the number of the last, within `extend`: so it must return at once. False: they are not taken, and
+whoever waits is to be woken, as by any event."""
+Waiter = asyncio.Future[None]
 
 
 class Log:
     """Sealed by its `done` event; what is appended later is discarded and counted in `num_discarded`."""
 
-    __slots__ = ("_ends", "_events", "_readers", "is_sealed", "last_seq", "num_bytes", "num_discarded")
+    __slots__ = (
+        "_ends",
+        "_entries",
+        "_event_bytes",
+        "_id",
+        "_readers",
+        "_take",
+        "is_sealed",
+        "num_discarded",
+    )
 
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._readers: list[Waiting] = []
-        self._ends: list[Waiting] = []
+    def __init__(self, response_id: str) -> None:
+        self._id = response_id
+        self._entries: list[Event | Piece] = []
+        self._readers: list[Waiter] = []
+        self._take: Take | None = None
+        """That of the only reader, while it waits."""
+        self._ends: list[Waiter] = []
         self.is_sealed = False
-        self.last_seq = self.num_discarded = self.num_bytes = 0
+        self.num_discarded = self._event_bytes = 0
 
     @property
     def last(self) -> Event:
-        return self._events[-1]
+        return self.read(self.last_seq - 1)[0]
+
+    @property
+    def last_seq(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._event_bytes + 8 * len(self._entries)
 
     def append(self, event: Event) -> bool:
         """Add the event with `seq == last_seq + 1`. False if the log is sealed."""
         if self.is_sealed:
             self.num_discarded += 1
             return False
-        self.last_seq += 1
-        assert event.seq == self.last_seq
-        self._events.append(event)
-        self.num_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
+        assert event.seq == self.last_seq + 1
+        self._entries.append(event)
+        self._event_bytes += 200 + 2 * len(event.text) + 8 * len(event.token_ids)
         if event.logprobs or event.prompt_logprobs:
-            self.num_bytes += _scores_bytes(event)
+            self._event_bytes += _scores_bytes(event)
         self.is_sealed = event.kind == "done"
-        if self._readers:
-            _tell(self._readers, event)
+        self._wake_readers()
         if self.is_sealed:
-            _tell(self._ends, event)
+            _wake(self._ends)
         return True
+
+    def extend(self, pieces: Sequence[Piece]) -> None:
+        """Add a delta of choice 0 for each. The log must be open."""
+        assert not self.is_sealed
+        self._entries += pieces
+        try:
+            if self._take is None or not self._take(pieces, len(self._entries)):
+                self._wake_readers()
+        except Exception as error:  # its own affair
+            self._wake_readers(error)
 
     def read(self, after: int) -> list[Event]:
         """The events with seq > `after` that are there now."""
-        return self._events[max(0, after) :]
+        after = max(0, after)
+        return [
+            entry
+            if isinstance(entry, Event)
+            else Event(self._id, seq, "delta", 0, entry.text, entry.token_ids)
+            for seq, entry in enumerate(self._entries[after:], after + 1)
+        ]
+
+    def text(self, after: int, until: int) -> str:
+        """Of the deltas with `after` < seq <= `until`."""
+        return "".join([entry.text for entry in self._entries[after:until]])
 
     async def follow(self, after: int = 0) -> AsyncGenerator[Event]:
         """Events with seq > `after`, then live ones, to the `done` event. Consecutive deltas are merged if the reader
@@ -75,35 +116,40 @@ class Log:
     async def wait_sealed(self) -> None:
         """Costs an entry nothing until the last."""
         if not self.is_sealed:
-            await _told(self._ends, None)
+            await _woken(self._ends)
 
     async def news(self, take: Take | None = None) -> None:
-        """Waits for the next entry that `take` does not take. Raises what `take` does."""
-        await _told(self._readers, take)
+        """Waits for the next event, or for pieces that `take` does not take. Raises what `take` does. With several
+        readers none takes anything: all are woken by whatever comes."""
+        self._take = None if self._readers else take
+        try:
+            await _woken(self._readers)
+        finally:
+            self._take = None
+
+    def _wake_readers(self, error: Exception | None = None) -> None:
+        """They take nothing more until they have caught up."""
+        self._take = None
+        _wake(self._readers, error)
 
 
-async def _told(waiting: list[Waiting], take: Take | None) -> None:
-    reader = asyncio.get_running_loop().create_future(), take
-    waiting.append(reader)
+async def _woken(waiting: list[Waiter]) -> None:
+    waiter = asyncio.get_running_loop().create_future()
+    waiting.append(waiter)
     try:
-        await reader[0]
+        await waiter
     finally:
-        waiting.remove(reader)
+        waiting.remove(waiter)
 
 
-def _tell(waiting: list[Waiting], event: Event) -> None:
-    """One that was woken takes nothing more until it has caught up; what a reader raises is its own affair, and one
-    that leaves as it takes is told nothing."""
-    for waiter, take in waiting:
+def _wake(waiting: list[Waiter], error: Exception | None = None) -> None:
+    for waiter in waiting:
         if waiter.done():
             continue
-        try:
-            is_taken = take is not None and take(event)
-            if not is_taken and not waiter.done():
-                waiter.set_result(None)
-        except Exception as error:
-            if not waiter.done():
-                waiter.set_exception(error)
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
 
 
 def _scores_bytes(event: Event) -> int:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from .response import Response
 
-Gain = tuple["Response", int, float | None]
-"""Tokens that came at once for one choice: their number, and how long before some had last come; None: the first."""
+
+class Gain(NamedTuple):
+    """What a response gained since it was last told of: tokens, and the gaps in seconds between deliveries to its first
+    choice. `is_first`: it was not told of before."""
+
+    response: Response
+    num_tokens: int
+    gaps: Sequence[float]
+    is_first: bool
 
 
 class Observer(Protocol):
     """Called on the engine's loop, in the middle of its work: each call must return at once and must not raise."""
 
     def advanced(self, gains: Sequence[Gain]) -> None:
-        """The worker's news brought tokens. What a response gained is told before its end."""
+        """The worker's news brought tokens, some moments ago at most. What a response gained is told before its end."""
         ...
 
     def ended(self, response: Response) -> None:

@@ -16,19 +16,20 @@ from .choice import Choice
 from .events import Event, FinishReason, Progress, Times, Usage
 from .log import Log
 from .messages import Generate, Output
+from .observer import Gain
 from .params import SamplingParams
 from .shapes import SHAPES, Shape
+from .text.pieces import Pieces
 
 
 class Response:
-    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like. `gap_s`
-    is the time between its last two deliveries of tokens, of whichever choices; None up to the first. `id` is the
-    caller's; queue and worker know it as `request.id`."""
+    """A handle on one accepted request. Follow it with `events`, as often and from as many tasks as you like. `id` is
+    the caller's; queue and worker know it as `request.id`. `first_token_s` is set with the first."""
 
     __slots__ = (
-        "_cached_tokens", "_cancel", "_clock", "_error", "_first_token_s", "_forget", "_gaps",
-        "_last_at", "_last_reason", "_open", "_position", "_prefilled", "_queued_s", "_spoke_at", "choices", "gap_s",
-        "id", "is_forgotten", "log", "params", "request", "when_forgotten",
+        "_cached_tokens", "_cancel", "_clock", "_error", "_forget", "_gaps", "_last_reason", "_num_pieces", "_open",
+        "_pieces", "_position", "_prefilled", "_queued_s", "_spoke_at", "_told_gaps", "_told_tokens", "choices",
+        "first_token_s", "id", "is_forgotten", "log", "params", "request", "when_forgotten",
     )  # fmt: skip
 
     def __init__(
@@ -45,7 +46,7 @@ class Response:
         self.id = response_id or request.id
         self.request = request
         self.params = params
-        self.log = Log()
+        self.log = Log(self.id)
         self.choices = [Choice(index, params, tokenizer) for index in range(request.n)]
         self._open = request.n
         self._clock = clock
@@ -57,11 +58,13 @@ class Response:
         self.is_forgotten = False
         self._cached_tokens = self._prefilled = 0
         self._queued_s: float | None = None
-        self._first_token_s: float | None = None
-        self._last_at: float | None = None
+        self.first_token_s: float | None = None
         self._spoke_at: float | None = None
-        self.gap_s: float | None = None
         self._gaps = array("f")
+        self._told_gaps = self._told_tokens = 0
+        self._pieces: Pieces | None = None
+        """While tokens that are found there need nothing but their text told."""
+        self._num_pieces = 0
         self._last_reason: FinishReason = "cancelled"
         self._error: str | None = None
 
@@ -85,7 +88,7 @@ class Response:
 
     def progress(self) -> Progress | None:
         """How far it is from its first token; None once that is out, or it is over."""
-        if self.done or self._first_token_s is not None:
+        if self.done or self.first_token_s is not None:
             return None
         return Progress(
             queue_position=self._position(self.request.id),
@@ -134,14 +137,29 @@ class Response:
         self._error = self._error or output.error
         return self._tell(choice) and output.finish_reason is None
 
-    def advance(self, choice: Choice, tokens: tuple[int, ...], now: float) -> bool:
-        """Take in tokens of which nothing else is to be told. True as from `take`."""
+    def advance(self, index: int, tokens: tuple[int, ...], now: float) -> bool:
+        """Take in tokens of a choice of which nothing else is to be told. True as from `take`."""
+        if self._speak(tokens, now):
+            return False
+        choice = self.choices[index]
         if choice.finish_reason is not None:
             self.log.num_discarded += 1
             return False
         self._time(choice.index, now)
         choice.advance(tokens)
         return self._tell(choice)
+
+    def _speak(self, tokens: tuple[int, ...], now: float) -> bool:
+        """Take in tokens that only add to the text of the one choice. False: it is not as simple as that."""
+        table = self._pieces
+        pieces = None if table is None else table[tokens]
+        if pieces is None or self._spoke_at is None:
+            return False
+        self._gaps.append(now - self._spoke_at)
+        self._spoke_at = now
+        self._num_pieces += len(pieces)
+        self.log.extend(pieces)
+        return True
 
     def _tell(self, choice: Choice) -> bool:
         """The log, of what is new of a choice, once it is enough for a delta. True if it is over."""
@@ -150,6 +168,8 @@ class Response:
             return True
         if choice.num_new >= self.params.stream_interval:
             self.log.append(Event(self.id, self.log.last_seq + 1, "delta", *choice.collect()))
+        if self.request.n == self.params.stream_interval == 1:
+            self._pieces = choice.pieces
         return False
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
@@ -167,30 +187,39 @@ class Response:
             choice.put_away()
         self.end("error", error)
 
+    @property
+    def num_generated(self) -> int:
+        """Tokens of all choices."""
+        return self._num_pieces + sum([choice.num_tokens for choice in self.choices])
+
     def usage(self) -> Usage:
-        generated = sum(choice.num_tokens for choice in self.choices)
-        return Usage(self.prompt_tokens, generated, self._cached_tokens)
+        return Usage(self.prompt_tokens, self.num_generated, self._cached_tokens)
+
+    def gain(self) -> Gain:
+        """What has come since the last call."""
+        told, gaps = self._told_tokens, self._gaps[self._told_gaps :]
+        self._told_tokens, self._told_gaps = self.num_generated, len(self._gaps)
+        if self.done:
+            self._gaps = array("f")
+        return Gain(self, self._told_tokens - told, gaps, is_first=not told)
 
     def _finish(self, choice: Choice) -> None:
         self._append("finish", *choice.collect(), finish_reason=choice.finish_reason, matched=choice.matched)
         choice.put_away()
+        self._pieces = None
         self._last_reason = choice.finish_reason or self._last_reason
         self._open -= 1
         if not self._open:
             total_s = self._clock() - self.request.arrival
-            times = Times(self._queued_s, self._first_token_s, total_s, *_percentiles(self._gaps))
-            self._gaps = array("f")
+            times = Times(self._queued_s, self.first_token_s, total_s, *_percentiles(self._gaps))
             self._append(
                 "done", finish_reason=self._last_reason, usage=self.usage(), times=times, error=self._error
             )
 
     def _time(self, choice: int, now: float) -> None:
         """Tokens of a choice are there. The gaps that are kept are those of the first."""
-        if self._last_at is None:
-            self._first_token_s = now - self.request.arrival
-        else:
-            self.gap_s = now - self._last_at
-        self._last_at = now
+        if self.first_token_s is None:
+            self.first_token_s = now - self.request.arrival
         if not choice:
             if self._spoke_at is not None:
                 self._gaps.append(now - self._spoke_at)

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
 from ..runtime.backend import Tokenizer
-from ..runtime.events import Event
 from ..runtime.log import Log, merged
+from ..runtime.text.pieces import Piece
 from .conversation import answer_splitter
 from .entry import Entry
 from .principal import Principal
@@ -88,13 +88,13 @@ class ChatReader:
             for event in merged(news):
                 await self._put_all(self._request.chunks.feed(event))
 
-    def _take(self, event: Event) -> bool:
-        """An entry, as it is appended to the log."""
-        if event.kind != "delta" or self._order.locked() or not self._sender.has_room:
+    def _take(self, pieces: Sequence[Piece], seq: int) -> bool:
+        """As they are appended to the log."""
+        if self._order.locked() or not self._sender.has_room:
             return False
         self._was_silent = False
-        self._cursor = event.seq
-        for frame in self._request.chunks.feed(event):
+        self._cursor = seq
+        for frame in self._request.chunks.add("".join([piece.text for piece in pieces])):
             self._sender.put_frame(frame)
         return True
 

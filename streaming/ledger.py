@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -55,20 +54,12 @@ class Ledger(Observer):
 
     def advanced(self, gains: Sequence[Gain]) -> None:
         """A prompt is charged for with its first token, or at its end."""
-        tokens, gaps = defaultdict[str, int](int), defaultdict[str, list[float]](list)
-        for response, num_tokens, gap_s in gains:
-            account = self._open.get(response.id)
-            if account is None:
-                continue
-            tokens[account.key] += num_tokens
-            if gap_s is None:
-                tokens[account.key] += response.prompt_tokens
-            else:
-                gaps[account.key].append(gap_s)
-        for key, count in tokens.items():
-            self._quotas.charge(key, count)
-        for key, seconds in gaps.items():
-            self._metrics.gaps(key, seconds)
+        for gain in gains:
+            account = self._open.get(gain.response.id)
+            if account is not None:
+                prompt = gain.response.prompt_tokens if gain.is_first else 0
+                self._quotas.charge(account.key, prompt + gain.num_tokens)
+                self._metrics.gaps(account.key, gain.gaps)
 
     def ended(self, response: Response) -> None:
         account = self._open.pop(response.id, None)

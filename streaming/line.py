@@ -54,14 +54,14 @@ class Line:
     """
 
     __slots__ = (
-        "_frames", "_is_closed", "_is_writable", "_outbox", "_room", "_transport", "fd", "handed", "has_room",
-        "held_bytes",
+        "_frames", "_is_closed", "_is_idle", "_is_writable", "_outbox", "_room", "_transport", "fd", "handed",
+        "has_room", "held_bytes",
     )  # fmt: skip
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._frames: list[bytes] = []
-        self._is_writable, self._is_closed = True, False
+        self._is_writable, self._is_closed, self._is_idle = True, False, False
         self._room = asyncio.Event()
         self.has_room = True
         self.held_bytes = self.handed = 0
@@ -116,6 +116,7 @@ class Line:
         """To the transport. Never raises, and what is left to one that closes is lost."""
         if self._is_closed or self._transport.is_closing():
             return
+        self._is_idle = False
         try:
             self._transport.write(rest)
         except Exception:
@@ -124,15 +125,26 @@ class Line:
 
     def settle(self) -> None:
         """Wait until what was handed over is out: whoever writes to the transport, or closes it, calls this before."""
+        self._is_idle = False
         if self.handed and self._outbox.sender is not None:
             self._outbox.sender.settle(self.handed)
             self.handed = 0
 
     def _may_hand_over(self) -> bool:
-        sender, transport = self._outbox.sender, self._transport
-        if sender is None or self.fd < 0 or not self._frames or self.handed > sender.collected:
+        """Only a transport that somebody has used since it was idle is asked."""
+        sender = self._outbox.sender
+        if (
+            sender is None
+            or self.fd < 0
+            or not self._frames
+            or self._is_closed
+            or self.handed > sender.collected
+        ):
             return False
-        return not (self._is_closed or transport.is_closing() or transport.get_write_buffer_size())
+        if not self._is_idle:
+            transport = self._transport
+            self._is_idle = not (transport.is_closing() or transport.get_write_buffer_size())
+        return self._is_idle
 
     def _let_go(self) -> None:
         self._frames.clear()

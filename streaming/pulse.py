@@ -52,12 +52,11 @@ class Pulse:
     def advanced(self, gains: Sequence[Gain]) -> None:
         now = self._clock()
         bucket = self._bucket(int(now))
-        for response, num_tokens, gap_s in gains:
-            bucket.tokens += num_tokens
-            if gap_s is None:
-                bucket.firsts.append(now - response.request.arrival)
-            elif len(bucket.gaps) < MAX_SAMPLES and response.request.n == 1:
-                bucket.gaps.append(gap_s)
+        for gain in gains:
+            bucket.tokens += gain.num_tokens
+            if gain.is_first and gain.response.first_token_s is not None:
+                bucket.firsts.append(gain.response.first_token_s)
+            bucket.gaps.extend(gain.gaps[: MAX_SAMPLES - len(bucket.gaps)])
 
     def ended(self, response: Response) -> None:
         """What it used was told as it went."""

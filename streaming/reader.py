@@ -15,9 +15,11 @@ from ..runtime.events import Event
 from ..runtime.log import Log
 from .conversation import answer_splitter, events_of, shown
 from .entry import Entry
+from .line import Line
 from .protocols.delivery import Delivery
 from .protocols.errors import Refusal, Refused, invalid
 from .protocols.responses import TERMINAL_ONLY
+from .tap import Tap
 from .wire import FrameSender
 
 
@@ -26,7 +28,7 @@ class Reader:
     not begun, and the client is to hear so."""
 
     __slots__ = (
-        "_after", "_credit", "_cursor", "_delivery", "_events", "_granted", "_sender", "_tokenizer", "_waits", "entry",
+        "_after", "_credit", "_cursor", "_delivery", "_events", "_granted", "_tokenizer", "_waits", "entry",
         "is_told", "stream_id",
     )  # fmt: skip
 
@@ -52,7 +54,6 @@ class Reader:
         self._credit = self._delivery.credit
         self._granted = asyncio.Event()
         self._cursor = 0
-        self._sender: FrameSender | None = None
 
     async def frames(self, sender: FrameSender | None = None) -> AsyncGenerator[list[bytes]]:
         """What to send, to the last frame, a list for each time that there was news. Plain deltas go straight to
@@ -68,11 +69,11 @@ class Reader:
         self._check_place(response.log)
         yield events.begin(answer_splitter(self.entry, self._tokenizer))
         self.is_told = True
-        self._sender = sender if self._credit is None and self._delivery.min_flush_tokens == 1 else None
+        is_prompt = self._credit is None and self._delivery.min_flush_tokens == 1
         while not events.is_done:
             await self._until_granted(response.log)
-            if self._sender is not None and response.log.last_seq == self._cursor:
-                await response.log.news(self._take)
+            if is_prompt and isinstance(sender, Line):
+                await self._tapped(response.log, sender)
             news = await news_of(response.log, self._cursor, self._delivery)
             self._cursor = news[-1].seq
             num_deltas = events.num_deltas
@@ -95,15 +96,17 @@ class Reader:
         progress = self.entry.progress()
         return self._events.still(progress) if self.is_told and progress is not None else None
 
-    def _take(self, event: Event) -> bool:
-        """An entry, as it is appended to the log."""
-        sender = self._sender
-        frame = self._events.plain(event) if sender is not None and sender.has_room else None
-        if sender is None or frame is None:
-            return False
-        sender.put_frame(frame)
-        self._cursor = event.seq
-        return True
+    async def _tapped(self, log: Log, line: Line) -> None:
+        """From the end of the log, as long as there are plain deltas; then the encoder hears of them."""
+        delta = self._events.plain()
+        if delta is None or log.last_seq != self._cursor:
+            return
+        tap = Tap(delta, line, self._cursor)
+        await log.news(tap.take)
+        if tap.num_frames:
+            text, num_entries = log.text(self._cursor, tap.seq), tap.seq - self._cursor
+            self._events.catch_up(text, tap.seq, num_entries, tap.num_frames)
+            self._cursor = tap.seq
 
     async def _until_granted(self, log: Log) -> None:
         """Or until what is left to send holds no delta, or is what little a cancel has left."""

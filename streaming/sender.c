@@ -64,11 +64,11 @@ EXPORT Sender *jitney_sender_open(int bell) {
     return NULL;
 }
 
-/* The data stay where they are until they are done. */
-EXPORT void jitney_sender_give(Sender *sender, int64_t count, const int *fds, char *const *data, const int64_t *sizes) {
+/* The data of all follow one another, and stay where they are until they are done. */
+EXPORT void jitney_sender_give(Sender *sender, int64_t count, const int *fds, const char *data, const int64_t *sizes) {
     pthread_mutex_lock(&sender->lock);
-    for (int64_t i = 0; i < count; i++)
-        sender->jobs[sender->given++ % JOBS] = (Job){.fd = fds[i], .data = data[i], .size = sizes[i]};
+    for (int64_t i = 0; i < count; data += sizes[i++])
+        sender->jobs[sender->given++ % JOBS] = (Job){.fd = fds[i], .data = data, .size = sizes[i]};
     pthread_cond_signal(&sender->some);
     pthread_mutex_unlock(&sender->lock);
 }

@@ -16,6 +16,7 @@ import logging
 import os
 from collections import deque
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ MOST = 4096
 """Jobs given at a time, and not asked for: a quarter of what the library remembers."""
 SIGNATURES: Signatures = {
     "open": (c_void_p, [c_int]),
-    "give": (None, [c_void_p, c_int64, POINTER(c_int), POINTER(c_char_p), POINTER(c_int64)]),
+    "give": (None, [c_void_p, c_int64, POINTER(c_int), c_char_p, POINTER(c_int64)]),
     "done": (c_int64, [c_void_p]),
     "cut": (c_int64, [c_void_p]),
     "sent": (c_int64, [c_void_p, c_int64]),
@@ -54,7 +55,8 @@ class Handed(Protocol):
 class _Batch(NamedTuple):
     first: int
     lines: list[Handed]
-    data: list[bytes]
+    sizes: list[int]
+    data: bytes
 
     @property
     def end(self) -> int:
@@ -87,17 +89,18 @@ class Sender:
     def give(self, lines: list[Handed], data: list[bytes]) -> None:
         """One job for each line, none of which has another in flight."""
         for start in range(0, len(lines), MOST):
-            self._give(_Batch(self._given, lines[start : start + MOST], data[start : start + MOST]))
+            part = data[start : start + MOST]
+            sizes = [*map(len, part)]
+            self._give(_Batch(self._given, lines[start : start + MOST], sizes, b"".join(part)))
 
     def _give(self, batch: _Batch) -> None:
         count = len(batch.lines)
         if self._given - self.collected > MOST:
             self.settle(self._given)
-        data, sizes = (c_char_p * count)(*batch.data), (c_int64 * count)(*map(len, batch.data))
-        fds = (c_int * count)(*[line.fd for line in batch.lines])
+        fds, sizes = (c_int * count)(*[line.fd for line in batch.lines]), (c_int64 * count)(*batch.sizes)
         self._batches.append(batch)
         self._given += count
-        self._quick.jitney_sender_give(self._sender, count, fds, data, sizes)
+        self._quick.jitney_sender_give(self._sender, count, fds, batch.data, sizes)
         for line in batch.lines:
             line.handed = self._given
 
@@ -125,11 +128,14 @@ class Sender:
         os.close(self._bell)
 
     def _give_back(self, batch: _Batch) -> None:
-        for number, (line, data) in enumerate(zip(batch.lines, batch.data, strict=True), batch.first):
+        ends = accumulate(batch.sizes)
+        for number, (line, size, end) in enumerate(
+            zip(batch.lines, batch.sizes, ends, strict=True), batch.first
+        ):
             sent = self._quick.jitney_sender_sent(self._sender, number)
-            if sent < len(data):
+            if sent < size:
                 self._cut += 1
-                line.leave(data[sent:])
+                line.leave(batch.data[end - size + sent : end])
 
     def _rung(self) -> None:
         """Some socket has not taken all, and nothing else may look after it for long."""

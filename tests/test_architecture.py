@@ -17,7 +17,7 @@ FOLDERS = ("runtime", "streaming", "export")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 MAX_FILE_LINES = 300
-LINE_BUDGET = 32_850
+LINE_BUDGET = 33_100
 """Of the three folders together. Raising it is a change to defend in review."""
 
 MAY_IMPORT = {"runtime": {"runtime"}, "streaming": {"runtime", "streaming"}, "export": {"runtime", "export"}}

@@ -15,6 +15,7 @@ END, SYSTEM, USER, ASSISTANT = 256, 257, 258, 259
 _ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": USER}
 _SPELLED = {END: "<end>", SYSTEM: "<system>", USER: "<user>", ASSISTANT: "<assistant>"}
 _BYTES = {token: bytes([token]) for token in range(END)} | {t: text.encode() for t, text in _SPELLED.items()}
+_ALL = LazyBytes(_BYTES.__getitem__)
 _VISIBLE = LazyBytes(_BYTES.__getitem__, hidden=_SPELLED.keys())
 
 
@@ -57,4 +58,4 @@ class ByteTokenizer:
     def detokenizer(
         self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
     ) -> Detokenizer:
-        return ByteDetokenizer(_VISIBLE if skip_special_tokens else _BYTES)
+        return ByteDetokenizer(_VISIBLE if skip_special_tokens else _ALL)

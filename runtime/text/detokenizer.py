@@ -10,6 +10,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from .pieces import Pieces
+
 HELD_TOKENS = 4
 
 
@@ -19,13 +21,16 @@ class ByteDetokenizer:
 
     __slots__ = ("_first", "_held", "_strip", "_table")
 
-    def __init__(
-        self, table: Mapping[int, bytes], first: Callable[[int], bytes] | None = None, strip: int = 0
-    ) -> None:
+    def __init__(self, table: LazyBytes, first: Callable[[int], bytes] | None = None, strip: int = 0) -> None:
         self._table = table
         self._first = first
         self._strip = strip
         self._held = b""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """Tokens found there need not be pushed next: nothing is held back, and the text has begun."""
+        return None if self._held or self._strip or self._first is not None else self._table.pieces
 
     def push(self, token_ids: Sequence[int]) -> str:
         if self._first is not None or self._strip:
@@ -113,6 +118,7 @@ class LazyBytes(dict[int, bytes]):
         """The tokens in `hidden` have none."""
         super().__init__(dict.fromkeys(hidden, b""))
         self._find = find
+        self.pieces = Pieces(self)
 
     def __missing__(self, token_id: int) -> bytes:
         self[token_id] = found = self._find(token_id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -62,6 +63,10 @@ class OutputItem:
             frame.logprobs = logprobs
         return _ENCODER.encode(frame)
 
+    def plain(self, shift: int) -> PlainDelta:
+        """What makes frames of deltas of text alone, whose numbers are by `shift` above the log's."""
+        return PlainDelta.of(self.delta(0, ""), shift)
+
     def opened(self) -> dict[str, Any]:
         """The item before it has any content."""
         return self._object([])
@@ -88,6 +93,29 @@ class OutputItem:
     def _object(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         own: dict[str, Any] = {"summary": []} if self.kind == "reasoning" else {"role": "assistant"}
         return {"id": self.id, "type": self.kind, **own, "status": self.status, "content": content}
+
+
+class PlainDelta(NamedTuple):
+    """Frames of one item that differ in their number, by `shift` above the log's, and their text alone: what stands
+    before, between and behind these. The first and the last are the same objects for all items."""
+
+    head: bytes
+    middle: bytes
+    tail: bytes
+    shift: int
+
+    @classmethod
+    def of(cls, empty: bytes, shift: int) -> PlainDelta:
+        """From one without text, of number 0."""
+        head, number, rest = empty.partition(b'"sequence_number":0')
+        middle, text, tail = rest.partition(b'"delta":"')
+        assert number and text, "a delta's frame has a number and a text"
+        return cls(_shared(head + number[:-1]), middle + text, _shared(tail), shift)
+
+
+@cache
+def _shared(part: bytes) -> bytes:
+    return part
 
 
 class Delta:

@@ -10,7 +10,7 @@ import msgspec
 from ...runtime.backend import Tokenizer
 from ...runtime.events import Event, Progress, Usage
 from .errors import failure
-from .items import Delta, Kind, OutputItem
+from .items import Delta, Kind, OutputItem, PlainDelta
 from .logprobs import entries
 from .reasoning import ReasoningSplitter
 
@@ -75,7 +75,7 @@ class ResponseEvents:
         self._matched: str | int | None = None
         self._state: dict[str, Any] = {"status": "queued"}
         self._frames: list[bytes] = []
-        self._plain: OutputItem | None = None
+        self._plain: PlainDelta | None = None
         self._delta: Delta | None = None
 
     def queued(self) -> list[bytes]:
@@ -104,15 +104,17 @@ class ResponseEvents:
                 self._take(event)
         return self._drained()
 
-    def plain(self, event: Event) -> bytes | None:
-        """The frame of an entry that only adds to the text of the answer; None for any other, which is to be fed."""
-        item, number, text = self._plain, event.seq + self._shift, event.text
-        if item is None or event.kind != "delta" or event.logprobs or not text or number <= self._after:
-            return None
-        item.texts.append(text)
-        self.reached = number
-        self.num_deltas += 1
-        return item.delta(number, text)
+    def plain(self) -> PlainDelta | None:
+        """What makes the frames of entries that only add text, until others come. `catch_up` is to hear of them before
+        anything else is fed. None where they cannot be made without feeding."""
+        return None if self.reached < self._after else self._plain
+
+    def catch_up(self, text: str, seq: int, num_entries: int, num_frames: int) -> None:
+        """`plain` made so many frames of so many entries, with this text, up to number `seq` of the log."""
+        self._items[-1].texts.append(text)
+        self.reached = seq + self._shift
+        self.num_deltas += num_frames
+        self.num_merged += num_entries - num_frames
 
     def owes(self, events: Sequence[Event]) -> bool:
         """Whether entries of the log that are yet to be fed hold text that the client has not."""
@@ -246,8 +248,8 @@ class ResponseEvents:
         item.texts.append(text)
         item.logprobs += scores
         self._add(item, number, text, scores)
-        if kind == "message" and self._splitter.is_past:
-            self._plain = item
+        if kind == "message" and self._splitter.is_past and self._plain is None:
+            self._plain = item.plain(self._shift)
 
     def _open(self, kind: Kind, number: int) -> None:
         """The first item has numbers 3 and 4, a further one `number` and the one after."""

@@ -65,7 +65,11 @@ class UIChunks:
                 *self._ending(event),
                 plain_frame("end", self.request_id),
             ]
-        return self._show(self._splitter.push(event.text)) if event.text else []
+        return self.add(event.text)
+
+    def add(self, text: str) -> list[bytes]:
+        """As `feed`, of a delta of which no more is known."""
+        return self._show(self._splitter.push(text)) if text else []
 
     def _show(self, new: Split) -> list[bytes]:
         return [*self._add("reasoning", new.reasoning), *self._add("text", new.text)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from jitney.runtime.backend import Detokenizer, Tokenizer
 from jitney.runtime.batch import Capacity, RowSampling, TokenLogprobs
 from jitney.runtime.config import EngineConfig
 from jitney.runtime.dispatcher import Dispatcher
@@ -30,18 +32,22 @@ class Bill:
 
     def __init__(self) -> None:
         self.charged: Counter[str] = Counter()
+        self.gaps: defaultdict[str, list[float]] = defaultdict(list)
         self.num_ended = 0
 
     def advanced(self, gains: Sequence[Gain]) -> None:
         assert gains
-        for response, num_tokens, gap_s in gains:
-            assert num_tokens > 0 and (gap_s is None) == (response.id not in self.charged)
-            assert gap_s is None or gap_s >= 0
-            self.charged[response.id] += num_tokens
+        for gain in gains:
+            assert gain.num_tokens > 0 and gain.is_first == (gain.response.id not in self.charged)
+            assert all(gap_s >= 0 for gap_s in gain.gaps)
+            self.charged[gain.response.id] += gain.num_tokens
+            self.gaps[gain.response.id] += gain.gaps
 
     def ended(self, response: Response) -> None:
         """All that it gained has been told by then."""
         assert self.charged[response.id] == response.usage().completion_tokens
+        times = response.log.last.times
+        assert times is not None and times.gap_p99_s == (max(self.gaps[response.id], default=None))
         self.num_ended += 1
 
 
@@ -109,12 +115,25 @@ def heard(response: Response) -> list[Any]:
     return story
 
 
+class NoPieces(ByteTokenizer):
+    """Has each token pushed: the naive twin of telling those that are whole text without it."""
+
+    def detokenizer(self, **options: Any) -> Detokenizer:
+        made = super().detokenizer(**options)
+        return SimpleNamespace(push=made.push, flush=made.flush)
+
+
 async def played(
-    rng: random.Random, lag: float, asked: dict[str, SamplingParams], reports: list[Report]
+    rng: random.Random,
+    lag: float,
+    asked: dict[str, SamplingParams],
+    reports: list[Report],
+    tokenizer: Tokenizer | None = None,
 ) -> Any:
     """What each choice was told, what was charged, and which rows were cancelled."""
     bill, inbox, now = Bill(), Inbox(), iter(range(10**6))
-    dispatcher = Dispatcher(EngineConfig(), ByteTokenizer(), inbox, lambda: float(next(now)), [bill])
+    clock = lambda: next(now) / 16  # noqa: E731  some reports come before observers are told again
+    dispatcher = Dispatcher(EngineConfig(), tokenizer or ByteTokenizer(), inbox, clock, [bill])
     dispatcher.opened(Capacity(100, 4, 64))
     responses = [
         dispatcher.admit(
@@ -146,6 +165,7 @@ async def test_a_loop_that_lags_tells_and_charges_what_one_that_keeps_up_does(se
     asked = {f"r{row}": params_of(rng) for row in range(rng.randint(1, 6))}
     reports = reports_of(rng, rows_of(rng, asked))
     kept_up = await played(rng, 0.0, asked, reports)
+    assert await played(rng, 0.0, asked, reports, NoPieces()) == kept_up
     for lag in (0.5, 0.95, 1.0):
         assert await played(rng, lag, asked, reports) == kept_up
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
+from collections.abc import Sequence
 
 import pytest
 
 from jitney.runtime.batch import TokenLogprobs
 from jitney.runtime.events import Event
 from jitney.runtime.log import Log, merged
+from jitney.runtime.text.pieces import Piece
 
 
 def delta(seq: int, text: str = "x", index: int = 0, logprobs: bool = False) -> Event:
@@ -27,7 +30,7 @@ def done(seq: int) -> Event:
 
 
 def filled(*events: Event) -> Log:
-    log = Log()
+    log = Log("r")
     for event in events:
         assert log.append(event)
     return log
@@ -63,7 +66,7 @@ def test_bytes_grow_with_what_is_kept() -> None:
 
 
 async def test_a_reader_that_keeps_up_gets_every_event_as_it_was() -> None:
-    log = Log()
+    log = Log("r")
     events = log.follow()
     for event in [delta(1), delta(2), finish(3), done(4)]:
         reader = asyncio.ensure_future(anext(events))
@@ -131,7 +134,7 @@ async def test_resuming_behind_any_number_gives_the_rest_and_cursors_do_not_dist
 ) -> None:
     rng = random.Random(seed)
     story = story_of(rng)
-    log = Log()
+    log = Log("r")
     readers = []
     for event in story:
         if rng.random() < 0.2:
@@ -220,75 +223,117 @@ async def test_who_follows_is_told_of_the_end_before_who_waits_for_it() -> None:
     assert told == ["done", "sealed"]
 
 
-async def test_an_entry_that_is_taken_wakes_nobody() -> None:
+def piece(text: str) -> Piece:
+    return Piece(tuple(text.encode()[:1]), text, json.dumps(text)[1:-1].encode())
+
+
+A, B, C = map(piece, "abc")
+
+
+def test_pieces_are_read_as_deltas_and_cost_next_to_nothing() -> None:
+    log = filled(delta(1))
+    before = log.num_bytes
+    log.extend([A, B])
+    log.extend([A])
+    assert log.last_seq == 4 and log.num_bytes == before + 3 * 8
+    assert log.read(0) == [
+        delta(1),
+        Event("r", 2, "delta", 0, "a", (97,)),
+        Event("r", 3, "delta", 0, "b", (98,)),
+        Event("r", 4, "delta", 0, "a", (97,)),
+    ]
+    assert log.read(2) == log.read(0)[2:] and log.last == log.read(0)[-1]
+    assert log.text(0, 4) == "xaba" and log.text(1, 3) == "ab"
+    assert [(event.seq, event.text) for event in merged(log.read(0))] == [(4, "xaba")]
+
+
+async def test_pieces_that_are_taken_wake_nobody() -> None:
     log, taken = filled(delta(1)), []
 
-    def take(event: Event) -> bool:
-        taken.append(event.seq)
-        return event.seq != 4
+    def take(pieces: Sequence[Piece], seq: int) -> bool:
+        taken.append(("".join(piece.text for piece in pieces), seq))
+        return seq < 5
 
     waiting = asyncio.create_task(log.news(take))
     await asyncio.sleep(0)
-    log.append(delta(2))
-    log.append(delta(3))
+    log.extend([A])
+    log.extend([B, C])
     await asyncio.sleep(0)
-    assert taken == [2, 3] and not waiting.done()
-    log.append(delta(4))
-    log.append(delta(5))
+    assert taken == [("a", 2), ("bc", 4)] and not waiting.done()
+    log.extend([A])
+    log.extend([B])
     await waiting
-    assert taken == [2, 3, 4], "who is to be woken takes no more until it has caught up"
+    assert taken == [("a", 2), ("bc", 4), ("a", 5)], "who is to be woken takes no more until it has caught up"
 
 
-async def test_what_one_reader_raises_ends_nobody_else() -> None:
+async def test_an_event_is_not_taken() -> None:
+    log, taken = filled(delta(1)), []
+    waiting = asyncio.create_task(log.news(lambda pieces, seq: bool(taken.append(seq)) or True))
+    await asyncio.sleep(0)
+    log.append(finish(2))
+    log.extend([A])
+    await waiting
+    assert not taken
+
+
+async def test_of_several_readers_none_takes() -> None:
     log, taken = filled(delta(1)), []
 
-    def fail(event: Event) -> bool:
-        raise ValueError("a reader")
-
-    def take(event: Event) -> bool:
-        taken.append(event.seq)
+    def take(pieces: Sequence[Piece], seq: int) -> bool:
+        taken.append(seq)
         return True
 
-    failing, waiting = asyncio.create_task(log.news(fail)), asyncio.create_task(log.news(take))
+    first, second = asyncio.create_task(log.news(take)), asyncio.create_task(log.news(take))
     await asyncio.sleep(0)
-    assert log.append(delta(2))
+    log.extend([A])
+    await asyncio.gather(first, second)
+    assert not taken and not log._readers
+    third = asyncio.create_task(log.news(take))
+    await asyncio.sleep(0)
+    log.extend([A])
+    assert taken == [3]
+    third.cancel()
+    await asyncio.wait({third})
+    log.extend([A])
+    assert taken == [3] and not log._readers
+
+
+async def test_what_a_reader_raises_is_its_own_affair() -> None:
+    log = filled(delta(1))
+
+    def fail(pieces: Sequence[Piece], seq: int) -> bool:
+        raise ValueError("a reader")
+
+    failing = asyncio.create_task(log.news(fail))
+    await asyncio.sleep(0)
+    log.extend([A])
+    log.extend([B])
     with pytest.raises(ValueError, match="a reader"):
         await failing
-    log.append(delta(3))
-    assert taken == [2, 3]
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    assert not log._readers
+    assert log.last_seq == 3 and not log._readers
 
 
 @pytest.mark.parametrize("raises", [False, True])
 async def test_a_reader_that_leaves_as_it_takes_breaks_nothing_off(raises: bool) -> None:
     log = filled(delta(1))
 
-    def leave(event: Event) -> bool:
+    def leave(pieces: Sequence[Piece], seq: int) -> bool:
         leaving.cancel()
         if raises:
             raise ValueError("on its way out")
         return False
 
-    leaving, staying = asyncio.create_task(log.news(leave)), asyncio.create_task(log.news())
+    leaving = asyncio.create_task(log.news(leave))
     await asyncio.sleep(0)
-    assert log.append(delta(2))
-    await asyncio.wait({leaving, staying})
-    assert leaving.cancelled() and not staying.cancelled() and not log._readers
+    log.extend([A])
+    await asyncio.wait({leaving})
+    assert leaving.cancelled() and log.append(done(3)) and not log._readers
 
 
 async def test_a_log_is_sealed_when_its_readers_hear_the_end() -> None:
-    """So that one that ends the answer in return finds it over, and does not end it a second time."""
-    log, sealed = filled(delta(1)), list[bool]()
-
-    def end(event: Event) -> bool:
-        sealed.append(log.is_sealed or log.append(done(event.seq + 1)))
-        return True
-
-    waiting = asyncio.create_task(log.news(end))
+    log = filled(delta(1))
+    waiting = asyncio.create_task(log.news())
     await asyncio.sleep(0)
-    assert log.append(done(2))
-    assert sealed == [True] and log.last_seq == 2 and not log.num_discarded
-    waiting.cancel()
-    await asyncio.wait({waiting})
+    log.append(done(2))
+    await waiting
+    assert log.is_sealed and not log.append(done(3)) and log.num_discarded == 1

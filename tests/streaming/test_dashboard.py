@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from jitney.runtime.layout import CACHED, FREE, USED, Layout, Seated
+from jitney.runtime.observer import Gain
 from jitney.streaming.dashboard import CACHED_PAGE, FREE_PAGE, LEAVING_PAGE, cells_of
 from jitney.streaming.pulse import KEEP_S, Percentiles, Pulse
 
@@ -115,31 +116,30 @@ def test_a_cell_shows_what_is_used_most_of_all() -> None:
     assert cells_of(layout, 4) == [5, LEAVING_PAGE]
 
 
-def answer(name: str, arrival: float = 0.0, n: int = 1) -> Any:
-    return SimpleNamespace(id=name, request=SimpleNamespace(arrival=arrival, n=n))
+def answer(first_token_s: float) -> Any:
+    return SimpleNamespace(first_token_s=first_token_s)
 
 
 def test_a_second_of_the_pulse() -> None:
     now = [100.0]
     pulse = Pulse(lambda: now[0])
-    one, many = answer("one", arrival=99.0), answer("many", arrival=99.5, n=2)
-    for at, response, gap_s, tokens in (
-        (100.0, one, None, 1),
-        (100.25, one, 0.25, 3),
-        (100.5, many, None, 1),
-        (100.5, many, 0.0, 1),
-        (101.0, one, 0.75, 1),
+    one, other = answer(1.0), answer(0.5)
+    for at, gain in (
+        (100.0, Gain(one, 1, [], is_first=True)),
+        (100.5, Gain(one, 4, [0.125, 0.25], is_first=False)),
+        (100.5, Gain(other, 1, [], is_first=True)),
+        (101.0, Gain(one, 1, [0.75], is_first=False)),
     ):
         now[0] = at
-        pulse.advanced([(response, tokens, gap_s)])
+        pulse.advanced([gain])
     pulse.ended(one)
     now[0] = 102.5
     quiet, first, second = pulse.seconds(3)
     assert quiet.tokens == 0 and quiet.gap_s is quiet.first_token_s is None
-    assert first.tokens == 6 and first.gap_s == Percentiles(0.25, 0.25, 0.25)
-    assert first.first_token_s == Percentiles(1.0, 1.0, 1.0)
+    assert first.tokens == 6 and first.gap_s == Percentiles(0.125, 0.25, 0.25)
+    assert first.first_token_s == Percentiles(0.5, 1.0, 1.0)
     assert second.tokens == 1 and second.gap_s == Percentiles(0.75, 0.75, 0.75)
     assert pulse.recent(2).tokens == 4 and pulse.recent(2).gap_s == Percentiles(0.25, 0.75, 0.75)
     now[0] += 2 * KEEP_S
-    pulse.advanced([(one, 1, 0.75)])
+    pulse.advanced([Gain(one, 1, [0.75], is_first=False)])
     assert len(pulse._buckets) == 1, "what is old is forgotten"

@@ -243,29 +243,3 @@ def test_a_merged_delta_is_bounded(story: Any) -> None:
     frames = play([*log, s.finish(), s.done()])
     sizes = [len(frame["delta"]) for frame in frames if "delta" in frame]
     assert sizes == [30_000] * 3 + [10_000] and frames[-1]["response"]["jitney"]["merged_deltas"] == 6
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_plain_deltas_have_the_frames_that_feeding_gives(story: Any, seed: int) -> None:
-    rng = random.Random(seed)
-    s, thinks, lane = story(), rng.random() < 0.5, rng.choice([None, 'a "lane" é'])
-    pieces = ["", "He", 'l"l\\o', "\n", "é😀", "<think>", "hm</thi", "nk>\n", "\x00\u2028"]
-    log = [s.delta(rng.choice(pieces)) for _ in range(30)]
-    log += [s.finish("stop_token", "!"), s.done()]
-    after = rng.choice([-1, rng.randint(0, 40)])
-    fed, short = (
-        ResponseEvents(
-            "resp_1", Facts(model="m", created_at=7.0), ByteTokenizer(), stream_id=lane, after=after
-        )
-        for _ in range(2)
-    )
-    for events in (fed, short):
-        events.begin(ReasoningSplitter(THINK if thinks else None))
-    num_plain = 0
-    for event in log:
-        frame = short.plain(event)
-        num_plain += frame is not None
-        assert fed.feed([event]) == ([frame] if frame is not None else short.feed([event]))
-        assert (fed.reached, fed.num_deltas, fed.text) == (short.reached, short.num_deltas, short.text)
-    assert num_plain or thinks or after > 0
-    assert fed.response() == short.response()
